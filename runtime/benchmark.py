@@ -1,0 +1,121 @@
+"""Latency of a bundle without a data set: every graph, the first answer on a picture and the next one."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgevqa.runtime.errors import ConfigError
+from edgevqa.runtime.hashing import Progress
+from edgevqa.runtime.images import Rgb
+from edgevqa.runtime.pipeline import Pipeline
+
+FIRST_QUESTION = "what color is the shape on the left?"
+NEXT_QUESTION = "how many shapes are there?"
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Percentiles of some measurements, in the unit of the field that holds them."""
+
+    p50: float
+    p90: float
+    p99: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Percentiles with linear interpolation."""
+        p50, p90, p99 = (float(value) for value in np.percentile(values, (50, 90, 99)))
+        return cls(p50=p50, p90=p90, p99=p99, lowest=min(values), highest=max(values))
+
+
+class LatencyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `measure` found. Loading and warm-up are left out.
+
+    `latency_ms` has `first` (nothing known of picture and question) and `next` (another new question on that picture).
+    `stage_ms` has every single run of each graph and host stage; the decoder runs once a token. `tokens` were generated
+    for the first and the next answer.
+    """
+
+    precision: str
+    variant: str
+    backend: str
+    threads: int
+    runs: int
+    warm_up_runs: int
+    load_ms: float
+    latency_ms: dict[str, Spread]
+    stage_ms: dict[str, Spread]
+    tokens: dict[str, int]
+
+
+def measure(
+    path: str | os.PathLike[str],
+    *,
+    runs: int = 20,
+    warm_up_runs: int = 3,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LatencyReport:
+    """Load the bundle and time `runs` first and next answers on one synthetic picture, in one process.
+
+    `options` are the fields of `PipelineOptions`; questions are not cached, the picture's trunk is. `progress` is
+    called while big files are hashed. Raises `ConfigError` for fewer than one run, and what `Pipeline.load` raises.
+    """
+    if runs < 1 or warm_up_runs < 0:
+        raise ConfigError(f"runs is {runs} and warm_up_runs {warm_up_runs}; expected at least 1 and 0.")
+    start = time.perf_counter()
+    with Pipeline.load(path, progress=progress, **{**options, "question_cache_mb": 0}) as pipeline:
+        load_ms = (time.perf_counter() - start) * 1e3
+        picture = synthetic_picture(pipeline)
+        for _ in range(warm_up_runs):
+            _run_once(pipeline, picture)
+        pipeline.statistics.history = {}
+        return _report(pipeline, [_run_once(pipeline, picture) for _ in range(runs)], warm_up_runs, load_ms)
+
+
+def synthetic_picture(pipeline: Pipeline) -> Rgb:
+    """The same coloured noise each time, RGB uint8, half as large again as what the vision graph takes."""
+    image = pipeline.manifest.image
+    height, width = (image.height, image.width) if image is not None else (64, 64)
+    noise = np.random.default_rng(0)
+    return noise.integers(0, 256, size=(height * 3 // 2, width * 3 // 2, 3), dtype=np.uint8)
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """One first and one next answer: their times in milliseconds, and their tokens."""
+
+    latency_ms: dict[str, float]
+    tokens: dict[str, int]
+
+
+def _run_once(pipeline: Pipeline, picture: Rgb) -> _Run:
+    pipeline.clear_caches()
+    latency_ms: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for name, question in (("first", FIRST_QUESTION), ("next", NEXT_QUESTION)):
+        start = time.perf_counter()
+        answer = pipeline.answer(picture, question)
+        latency_ms[name] = (time.perf_counter() - start) * 1e3
+        tokens[name] = len(answer.tokens)
+    return _Run(latency_ms, tokens)
+
+
+def _report(pipeline: Pipeline, runs: list[_Run], warm_up_runs: int, load_ms: float) -> LatencyReport:
+    return LatencyReport(
+        precision=pipeline.manifest.variants[pipeline.variant].precision,
+        variant=pipeline.variant,
+        backend=pipeline.backend,
+        threads=pipeline.options.threads,
+        runs=len(runs),
+        warm_up_runs=warm_up_runs,
+        load_ms=load_ms,
+        latency_ms={name: Spread.of([run.latency_ms[name] for run in runs]) for name in runs[0].latency_ms},
+        stage_ms={stage: Spread.of(values) for stage, values in (pipeline.statistics.history or {}).items()},
+        tokens=runs[-1].tokens,
+    )

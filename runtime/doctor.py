@@ -1,0 +1,185 @@
+"""What is installed for edgevqa on this machine, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+
+import msgspec
+
+from edgevqa import __version__
+from edgevqa.runtime.machine import Machine, read_machine
+
+BASE_PACKAGES = ("msgspec", "numpy", "pillow", "platformdirs", "tokenizers", "typer")
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "tensorrt": ("cuda-python",),
+    "tensorrt-rtx": ("cuda-python", "tensorrt-rtx"),
+    "export": ("onnx", "onnx-ir", "onnxscript", "optimum", "pyyaml", "safetensors", "torch", "transformers"),
+    "data": ("easy-vqa",),
+    "report": ("jinja2",),
+}
+"""Each extra's packages, as pyproject.toml lists them (a test compares the two)."""
+
+EXCLUDES = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
+"""The package that must go before an extra is installed, because both install the same files."""
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run graphs. `problem` is set when its package is there but cannot be used."""
+
+    name: str
+    extra: str
+    version: str | None
+    devices: list[str]
+    problem: str | None
+    install: str | None
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True):
+    """One extra of edgevqa: the packages it has, those it lacks, and the command that adds them."""
+
+    name: str
+    versions: dict[str, str]
+    missing: list[str]
+    install: str | None
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `edgevqa doctor` says; each of `advice` is a finding with what to do."""
+
+    edgevqa: str
+    machine: Machine
+    packages: dict[str, str | None]
+    backends: list[Backend]
+    extras: list[Extra]
+    advice: list[str]
+
+
+def diagnose() -> Diagnosis:
+    """Look at the machine and what is installed. Only ONNX Runtime is imported, to ask for its devices."""
+    machine = read_machine()
+    backends = find_backends(machine)
+    return Diagnosis(
+        edgevqa=__version__,
+        machine=machine,
+        packages={name: version_of(name) for name in BASE_PACKAGES},
+        backends=backends,
+        extras=[find_extra(name) for name in EXTRAS],
+        advice=[*_backend_advice(machine, backends), *_jetson_advice(machine)],
+    )
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package, without importing it; None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def install_command(extra: str) -> str:
+    """The pip command that adds an extra; first, the one that removes what excludes it, where that is installed."""
+    install = f"pip install 'edgevqa[{extra}]'"
+    in_the_way = EXCLUDES.get(extra)
+    if in_the_way is None or version_of(in_the_way) is None:
+        return install
+    return f"pip uninstall {in_the_way}, then {install}"
+
+
+def find_extra(name: str) -> Extra:
+    """Which packages of an extra are there."""
+    found = {package: version_of(package) for package in EXTRAS[name]}
+    missing = [package for package, version in found.items() if version is None]
+    return Extra(
+        name=name,
+        versions={package: version for package, version in found.items() if version is not None},
+        missing=missing,
+        install=install_command(name) if missing else None,
+    )
+
+
+def find_backends(machine: Machine) -> list[Backend]:
+    """Every backend, there or not."""
+    on_gpu = machine.gpus or machine.jetson
+    return [
+        _onnxruntime("gpu" if on_gpu else "cpu"),
+        _by_package("OpenVINO", "openvino", "openvino"),
+        _tensorrt(machine),
+        _by_package("TensorRT-RTX", "tensorrt-rtx", "tensorrt-rtx", needs=("cuda-python",)),
+    ]
+
+
+def _onnxruntime(extra: str) -> Backend:
+    """ONNX Runtime from any of its packages; imported, because only it knows its execution providers."""
+    packages = [
+        name
+        for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
+        if version_of(name)
+    ]
+    version, devices, problem = None, list[str](), None
+    if importlib.util.find_spec("onnxruntime") is not None:
+        version = version_of(packages[0]) if packages else "unknown"
+        try:
+            devices = list(importlib.import_module("onnxruntime").get_available_providers())
+        except (ImportError, OSError, AttributeError) as error:
+            problem = f"it cannot be imported: {error}"
+    if len(packages) > 1:
+        problem = f"{' and '.join(packages)} overwrite each other's files: pip uninstall both, then install one"
+    install = None if version is not None else install_command(extra)
+    return Backend(name="ONNX Runtime", extra=extra, version=version, devices=devices, problem=problem, install=install)
+
+
+def _by_package(name: str, extra: str, package: str, needs: tuple[str, ...] = ()) -> Backend:
+    version = version_of(package)
+    missing = [need for need in needs if version_of(need) is None]
+    problem = f"{', '.join(missing)} is missing" if version is not None and missing else None
+    install = install_command(extra) if version is None or missing else None
+    return Backend(name=name, extra=extra, version=version, devices=[], problem=problem, install=install)
+
+
+def _tensorrt(machine: Machine) -> Backend:
+    """TensorRT, which comes with JetPack or from pip, and cuda-python, which the extra brings."""
+    there = importlib.util.find_spec("tensorrt") is not None
+    version = (version_of("tensorrt") or "unknown") if there else None
+    problem, install = None, None
+    if not there:
+        library = "sudo apt install tensorrt python3-libnvinfer" if machine.jetson else "pip install tensorrt"
+        install = f"{library}, then {install_command('tensorrt')}"
+    elif version_of("cuda-python") is None:
+        problem, install = "cuda-python is missing", install_command("tensorrt")
+    return Backend(name="TensorRT", extra="tensorrt", version=version, devices=[], problem=problem, install=install)
+
+
+def _backend_advice(machine: Machine, backends: list[Backend]) -> list[str]:
+    advice = [f"{backend.name}: {backend.problem}." for backend in backends if backend.problem is not None]
+    usable = [backend for backend in backends if backend.version is not None and backend.problem is None]
+    if not usable:
+        extra = "gpu" if machine.gpus else "cpu"
+        advice.append(f"No backend can be used, so no question can be answered: {install_command(extra)}")
+    runs_on_gpu = any(
+        backend.name.startswith("TensorRT") or "CUDAExecutionProvider" in backend.devices for backend in usable
+    )
+    if machine.gpus and usable and not runs_on_gpu:
+        advice.append(
+            f"There is a GPU ({machine.gpus[0].name}), but no backend for it: "
+            f"{install_command('gpu')}; or {install_command('tensorrt')} with TensorRT."
+        )
+    return advice
+
+
+def _jetson_advice(machine: Machine) -> list[str]:
+    jetson = machine.jetson
+    if jetson is None or jetson.jetpack is None:
+        return []
+    if jetson.jetpack.startswith(("4", "5")) or jetson.jetpack == "6.0":
+        return [
+            f"JetPack {jetson.jetpack} (L4T {jetson.l4t}, Python {platform.python_version()}) has TensorRT 8; "
+            "engines need TensorRT 10.3 or later: upgrade to JetPack 6.1 or later."
+        ]
+    return []

@@ -1,0 +1,187 @@
+"""The manifest: what a bundle holds, typed and versioned; the one schema that export writes and the runtime reads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from edgevqa.runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+
+Axis = int | str
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Immutable, keyword-only, and strict: an unknown key is an error."""
+
+
+class FileSpec(_Record, frozen=True, kw_only=True):
+    """One file of the bundle: path relative to the bundle's root (POSIX), hash and size in bytes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class TensorSpec(_Record, frozen=True, kw_only=True):
+    """One graph input or output: name, numpy dtype name, and axes (a number, or the name of a dynamic axis)."""
+
+    name: str
+    dtype: str
+    shape: list[Axis]
+
+
+class GraphSpec(_Record, frozen=True, kw_only=True):
+    """One ONNX graph of a variant; its large tensors are in the variant's `weights`."""
+
+    file: FileSpec
+    opset: int
+    ir_version: int
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    parameters: int
+    nodes: dict[str, int]
+
+
+class VariantSpec(_Record, frozen=True, kw_only=True):
+    """One numeric form of all graphs: `precision` is what the user asks for, `numerics` how it is written."""
+
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+    numerics: str
+    weights: FileSpec | None
+    graphs: dict[str, GraphSpec]
+    recipe: dict[str, Any] = {}
+
+
+class ImageSpec(_Record, frozen=True, kw_only=True):
+    """Preprocessing, in order: RGB, resize, centre crop, rescale, normalise. Sizes in pixels.
+
+    `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`, or None for no resize; `crop` and `height`/`width`
+    likewise. `height` and `width` are what the graph takes.
+    """
+
+    height: int
+    width: int
+    resize: dict[str, int] | None
+    resample: Resample
+    crop: dict[str, int] | None
+    rescale_factor: float | None
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class TextSpec(_Record, frozen=True, kw_only=True):
+    """Tokenizer file and how questions are turned into ids. `cleaning` names a rule in `runtime/text.py`."""
+
+    tokenizer: FileSpec
+    cleaning: Literal["none", "qavit_question"]
+    max_tokens: int
+    pad_token_id: int
+    eos_token_id: int | None
+    special_token_ids: list[int]
+
+
+class GenerationSpec(_Record, frozen=True, kw_only=True):
+    """Defaults of answer generation; `max_new_tokens` counts generated tokens, the end token included."""
+
+    decoder_start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_new_tokens: int
+    num_beams: int = 1
+
+
+class SourceSpec(_Record, frozen=True, kw_only=True):
+    """Where the weights came from. `id` is a name for people, never a path of the exporting machine."""
+
+    kind: Literal["reference", "folder", "hub", "official"]
+    id: str
+    revision: str | None
+    sha256: str
+    parameters: int
+
+
+class ParityRow(_Record, frozen=True, kw_only=True):
+    """One comparison with eager PyTorch: worst absolute difference and cosine over `samples` samples."""
+
+    graph: str
+    output: str
+    samples: str
+    max_abs_diff: float
+    cosine: float
+    tolerance: float
+    passed: bool
+
+
+class ParitySpec(_Record, frozen=True, kw_only=True):
+    """All comparisons made while exporting, and how many generated answers were identical."""
+
+    backend: str
+    rows: list[ParityRow]
+    answers_compared: int
+    answers_identical: int
+
+
+class Manifest(_Record, frozen=True, kw_only=True):
+    """The whole of `manifest.json`."""
+
+    schema_version: int
+    edgevqa_version: str
+    created: str
+    family: str
+    task: str
+    pipeline: str
+    target: str
+    image: ImageSpec | None
+    text: TextSpec | None
+    generation: GenerationSpec | None
+    variants: dict[str, VariantSpec]
+    source: SourceSpec
+    model: dict[str, Any]
+    parity: dict[str, ParitySpec] = {}
+    calibration: dict[str, Any] | None = None
+    tools: dict[str, str] = {}
+
+    def files(self) -> list[FileSpec]:
+        """Every file that the manifest names, each once."""
+        found: dict[str, FileSpec] = {}
+        if self.text is not None:
+            found[self.text.tokenizer.path] = self.text.tokenizer
+        for variant in self.variants.values():
+            if variant.weights is not None:
+                found[variant.weights.path] = variant.weights
+            for graph in variant.graphs.values():
+                found[graph.file.path] = graph.file
+        return list(found.values())
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes, *, where: str) -> Manifest:
+    """Read a manifest; `where` names the file in errors.
+
+    Raises `BundleError` when the JSON is broken, a key is unknown or missing, or the schema version is not ours.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where} is not a bundle manifest: {error}. Export the bundle again.") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version}; this edgevqa reads version {SCHEMA_VERSION}. "
+            + ("Upgrade edgevqa." if version > SCHEMA_VERSION else "Export the bundle again with this edgevqa.")
+        )
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where} does not follow schema version {SCHEMA_VERSION}: {error}.") from error

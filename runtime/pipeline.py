@@ -1,0 +1,387 @@
+"""The pipeline people use: load a bundle, ask questions about pictures, get answers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+
+import numpy as np
+
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.caches import picture_key
+from edgevqa.runtime.counters import Lap, Statistics
+from edgevqa.runtime.decoding import softmax
+from edgevqa.runtime.errors import BundleError, ConfigError, EdgeVQAError
+from edgevqa.runtime.graphs import Graphs, choose_variant
+from edgevqa.runtime.hashing import Progress
+from edgevqa.runtime.images import ImageSource, load_image
+from edgevqa.runtime.manifest import GenerationSpec, Manifest
+from edgevqa.runtime.pipelines import make_flow
+from edgevqa.runtime.pipelines.base import (
+    Answer,
+    AnswerOptions,
+    Choice,
+    Outcome,
+    Pair,
+    Picture,
+    PipelineOptions,
+    Request,
+    confidence_of,
+)
+from edgevqa.runtime.sessions import choose_backend
+from edgevqa.runtime.sessions.base import SessionOptions
+from edgevqa.runtime.text import Question, QuestionTokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_Times: TypeAlias = "dict[str, float]"
+
+
+class Pipeline:
+    """A loaded bundle that answers questions. A context manager; `close` frees the graphs.
+
+    One pipeline may be shared by threads: a lock lets one call (of a stream: one token) run at a time, and the figures
+    in `timing_ms` of a stream then include what others did in between. For answers in parallel load one pipeline each.
+    """
+
+    def __init__(self, bundle: Bundle, graphs: Graphs, options: PipelineOptions, *, variant: str, backend: str) -> None:
+        """Use `Pipeline.load`."""
+        self.bundle = bundle
+        self.options = options
+        self.variant = variant
+        self.backend = backend
+        self._graphs = graphs
+        self._flow = make_flow(graphs, bundle.manifest, options)
+        self._tokenizer = _tokenizer(bundle)
+        self._generation = _generation(bundle.manifest)
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Pipeline:
+        """Load the bundle in folder `path`; the keywords are the fields of `PipelineOptions`.
+
+        `progress` is called while big files are hashed. Raises `BundleError`, `InputError` for a precision that the
+        bundle lacks, `ConfigError` for wrong options, and `MissingExtraError` when no backend is installed.
+        """
+        chosen = PipelineOptions.of(options)
+        choose_backend(chosen.backend)  # before the files are read: what is not installed is said at once
+        return cls.from_bundle(Bundle.open(path, check=chosen.check, progress=progress), chosen)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, options: PipelineOptions | None = None) -> Pipeline:
+        """Load an opened bundle; raises what `load` raises."""
+        options = options or PipelineOptions()
+        backend = choose_backend(options.backend).name
+        variant = choose_variant(bundle.manifest, options.precision)
+        session_options = SessionOptions(threads=options.threads, provider_options=options.provider_options)
+        graphs = Graphs.load(bundle, variant, backend, session_options)
+        try:
+            return cls(bundle, graphs, options, variant=variant, backend=backend)
+        except BaseException:
+            graphs.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counters and times since loading (or since `warm_up`)."""
+        return self._graphs.statistics
+
+    @overload
+    def answer(self, image: ImageSource, question: str, **options: Unpack[AnswerOptions]) -> Answer: ...
+
+    @overload
+    def answer(
+        self, image: ImageSource, question: list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
+    ) -> list[Answer]: ...
+
+    def answer(
+        self, image: ImageSource, question: str | list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
+    ) -> Answer | list[Answer]:
+        """Answer one question about a picture, or several in one batch.
+
+        Keywords: `choices` restricts the answer to one of them and scores each; `max_new_tokens` (generated tokens, the
+        end token included) and `num_beams` (1 is greedy) are the bundle's defaults where not given or None.
+
+        The channels of an array are RGB; for OpenCV frames pass frame[:, :, ::-1]. Every question is read before the
+        first is answered. Raises `ImageError`, `QuestionError` and `ConfigError`.
+        """
+        request = self._request(options)
+        asked = [self._question(text) for text in ([question] if isinstance(question, str) else question)]
+        if not asked:
+            return []
+        picture, loading = self._picture(image)
+        _add(asked[0][1], loading)
+        answers = self._answer_all(((Pair(picture, each), spent) for each, spent in asked), request)
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer_pairs(self, pairs: Iterable[tuple[ImageSource, str]], **options: Unpack[AnswerOptions]) -> list[Answer]:
+        """Answer pairs of picture and question, in order, `max_batch` rows at once. Keywords as in `answer`.
+
+        A picture is read (and copied) when its pair is pulled, so that a generator may fill one buffer again and again.
+        Of a list of pairs every question is read before the first is answered.
+        """
+        return self._answer_all(self._pairs(pairs), self._request(options))
+
+    def stream(self, image: ImageSource, question: str, **options: Unpack[AnswerOptions]) -> AnswerStream:
+        """Answer piece by piece: iterate for the text, then read `.answer`. Keywords as in `answer`.
+
+        The pieces joined are the answer's text. With choices or more than one beam there is one piece, at the end.
+        """
+        request = self._request(options)
+        with self._lock:
+            lap = Lap(self.statistics)
+            pair = Pair(self._picture(image)[0], self._question(question)[0])
+        return AnswerStream(
+            self._generate(pair, request),
+            self._tokenizer.decode_settled,
+            lambda outcome: self._answer(pair.question, outcome, request, lap.timing_ms()),
+        )
+
+    def warm_up(self) -> None:
+        """Run every graph once, then forget what that left in caches and statistics (and what was there before)."""
+        options: AnswerOptions = {"max_new_tokens": 2}
+        blank = np.zeros((8, 8, 3), dtype=np.uint8)
+        end = self._generation.eos_token_id
+        question = Question(text="", asked="", ids=(end, end), truncated=False, unknown_tokens=0)
+        with self._lock:
+            self._check_open()
+            self._flow.answer([Pair(Picture(blank, picture_key(blank)), question)], self._request(options))
+            self.clear_caches()
+            self.statistics.reset()
+
+    def clear_caches(self) -> None:
+        """Forget every picture and question."""
+        with self._lock:
+            self._flow.clear_caches()
+
+    def close(self) -> None:
+        """Free the graphs and what is kept; closing twice is harmless."""
+        with self._lock:
+            self._closed = True
+            self._flow.clear_caches()
+            self._graphs.close()
+
+    def __enter__(self) -> Pipeline:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgeVQAError("The pipeline was closed; load it again.")
+
+    def _pairs(self, pairs: Iterable[tuple[ImageSource, str]]) -> Iterator[tuple[Pair, _Times]]:
+        """Pairs ready to run, each with what that took; of a list, the questions are read first."""
+        known = [self._question(text) for _, text in pairs] if isinstance(pairs, (list, tuple)) else None
+        for number, (image, text) in enumerate(pairs):
+            question, spent = self._question(text) if known is None else known[number]
+            picture, loading = self._picture(image)
+            _add(spent, loading)
+            yield Pair(picture, question), spent
+
+    def _answer_all(self, pairs: Iterator[tuple[Pair, _Times]], request: Request) -> list[Answer]:
+        """Answers in order. The lock is not held while pairs are pulled: what makes them may wait for another thread."""
+        batch = max(1, self.options.max_batch // request.rows_per_question)
+        answers: list[Answer] = []
+        while chunk := list(islice(pairs, batch)):
+            timing_ms: _Times = {}
+            for _, spent in chunk:
+                _add(timing_ms, spent)
+            ready = [pair for pair, _ in chunk]
+            with self._lock:
+                self._check_open()
+                lap = Lap(self.statistics)
+                outcomes = self._flow.answer(ready, request)
+                _add(timing_ms, lap.timing_ms())
+            answers += [
+                self._answer(pair.question, outcome, request, timing_ms)
+                for pair, outcome in zip(ready, outcomes, strict=True)
+            ]
+        return answers
+
+    def _generate(self, pair: Pair, request: Request) -> Iterator[Outcome]:
+        """Growing outcomes; the lock is held for one token at a time."""
+        if request.num_beams > 1 or request.choices:
+            with self._lock:
+                self._check_open()
+                outcomes = self._flow.answer([pair], request)
+            yield outcomes[0]
+            return
+        steps = self._flow.stream(pair, request)
+        while True:
+            with self._lock:
+                self._check_open()
+                generated = next(steps, None)
+            if generated is None:
+                return
+            yield Outcome(generated=generated)
+
+    def _picture(self, image: ImageSource) -> tuple[Picture, _Times]:
+        """A copy of the picture as it is now, and what that took."""
+        with self._lock:
+            self._check_open()
+            lap = Lap(self.statistics)
+            with self.statistics.timed("load_image"):
+                rgb = load_image(image, max_pixels=self.options.max_pixels)
+                picture = Picture(rgb, picture_key(rgb))
+            return picture, lap.timing_ms()
+
+    def _question(self, text: str) -> tuple[Question, _Times]:
+        """A question ready to run, and what that took."""
+        with self._lock:
+            self._check_open()
+            lap = Lap(self.statistics)
+            with self.statistics.timed("tokenize"):
+                question = self._tokenizer.question(text)
+            return question, lap.timing_ms()
+
+    def _request(self, options: AnswerOptions) -> Request:
+        unknown = sorted(set(options) - set(AnswerOptions.__annotations__))
+        if unknown:
+            valid = ", ".join(AnswerOptions.__annotations__)
+            raise ConfigError(f"Unknown option {', '.join(unknown)}; expected {valid}.")
+        tokens, beams = options.get("max_new_tokens"), options.get("num_beams")
+        return Request(
+            max_new_tokens=self._generation.max_new_tokens if tokens is None else tokens,
+            num_beams=self._generation.num_beams if beams is None else beams,
+            choices=self._choices(options.get("choices")),
+        )
+
+    def _choices(self, choices: object) -> tuple[Choice, ...]:
+        if choices is None:
+            return ()
+        if isinstance(choices, str) or not isinstance(choices, Iterable):
+            raise ConfigError(f"The choices were given as {choices!r}; expected a list of strings.")
+        given: list[object] = list(cast("Iterable[object]", choices))
+        for choice in given:
+            if not isinstance(choice, str):
+                raise ConfigError(f"The choices hold {choice!r}, a {type(choice).__name__}; expected strings.")
+        texts = list(dict.fromkeys(str(choice).strip() for choice in given))
+        if not texts or "" in texts:
+            raise ConfigError(f"The choices are {given}; expected at least one, and none empty.")
+        found: dict[tuple[int, ...], str] = {}
+        for text in texts:
+            ids = self._tokenizer.answer_ids(text)
+            if ids in found:
+                raise ConfigError(
+                    f"The choices {found[ids]!r} and {text!r} are the same tokens to the model. Give one of them."
+                )
+            found[ids] = text
+        return tuple(Choice(text, ids) for ids, text in found.items())
+
+    def _answer(self, question: Question, outcome: Outcome, request: Request, timing_ms: dict[str, float]) -> Answer:
+        generated = outcome.generated
+        text = self._tokenizer.decode(generated.tokens)
+        confidence = confidence_of(generated.mean_log_probability)
+        scores = None
+        if request.choices:
+            shares = softmax([choice.total_log_probability for choice in outcome.choices])
+            scores = {choice.text: share for choice, share in zip(request.choices, shares, strict=True)}
+            text = request.choices[outcome.choices.index(generated)].text
+            confidence = scores[text]
+        return Answer(
+            question=question.text,
+            text=text,
+            confidence=confidence,
+            log_probability=generated.mean_log_probability,
+            scores=scores,
+            tokens=generated.tokens,
+            truncated_question=question.truncated,
+            unknown_tokens=question.unknown_tokens,
+            timing_ms=timing_ms,
+        )
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer's text as they are generated; `answer` is the whole one."""
+
+    def __init__(
+        self,
+        outcomes: Iterator[Outcome],
+        decode: Callable[[Sequence[int]], str],
+        finish: Callable[[Outcome], Answer],
+    ) -> None:
+        """Use `Pipeline.stream`."""
+        self._outcomes = outcomes
+        self._decode = decode  # tokens so far into the text that no further token can change
+        self._finish = finish
+        self._sent = ""
+        self._last: Outcome | None = None
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+
+    def __next__(self) -> str:
+        """The next piece. No token can change a piece that was given. What stopped a stream is raised each time."""
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; what was not iterated yet is generated first. Raises what stopped the stream."""
+        for _ in self:
+            pass
+        return self._end()
+
+    def _next(self) -> str:
+        while self._answer is None:
+            outcome = next(self._outcomes, None)
+            if outcome is None:
+                piece = self._new_part(self._end().text)
+            else:
+                self._last = outcome
+                piece = "" if outcome.choices else self._new_part(self._decode(outcome.generated.tokens))
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _end(self) -> Answer:
+        if self._answer is None:
+            if self._last is None:
+                raise EdgeVQAError("The stream ended before the first token. Ask again.")
+            self._answer = self._finish(self._last)
+        return self._answer
+
+    def _new_part(self, text: str) -> str:
+        part = text[len(self._sent) :]
+        self._sent += part
+        return part
+
+
+def _add(total: _Times, spent: _Times) -> None:
+    """Add the times of a further part to a total."""
+    for stage, value in spent.items():
+        total[stage] = total.get(stage, 0.0) + value
+
+
+def _tokenizer(bundle: Bundle) -> QuestionTokenizer:
+    path, spec = bundle.tokenizer_path, bundle.manifest.text
+    if path is None or spec is None:
+        raise BundleError("The manifest lacks 'text', which answering questions needs. Export the bundle again.")
+    return QuestionTokenizer(path, spec)
+
+
+def _generation(manifest: Manifest) -> GenerationSpec:
+    if manifest.generation is None:
+        raise BundleError("The manifest lacks 'generation', which answering needs. Export the bundle again.")
+    return manifest.generation

@@ -1,0 +1,206 @@
+"""Output that is whole or absent: written beside its place, then renamed; full or read-only disks get clear errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR})
+
+
+class Staging:
+    """A partial sibling of `target`, which becomes it or vanishes.
+
+    A context manager: entering checks the place and makes `target`'s missing parents; `commit` renames the partial into
+    place; leaving without `commit` removes all that was made. `target` may be a link; what it points to is replaced.
+    """
+
+    def __init__(self, target: Path, *, needed_bytes: int | None = None) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.needed_bytes = needed_bytes
+        self.partial = self.target.parent / f".{self.target.name}.partial-{secrets.token_hex(4)}"
+        self._made_parents: list[Path] = []
+
+    def __enter__(self) -> Staging:
+        try:
+            self._make_parents()
+            self._check_space()
+        except BaseException:
+            self.discard()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def commit(self) -> None:
+        """Flush the partial to the disk and rename it into place; an existing target is replaced."""
+        sync(self.partial)
+        if self.target.is_dir():
+            self._swap()
+        else:
+            self.partial.replace(self.target)
+        self._made_parents = []
+        sync_folder(self.target.parent)
+
+    def discard(self) -> None:
+        """Remove the partial and the parents made for it. Does nothing after `commit`."""
+        remove(self.partial)
+        for parent in reversed(self._made_parents):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        self._made_parents = []
+
+    def _make_parents(self) -> None:
+        parent = self.target.parent
+        missing: list[Path] = []
+        while not parent.exists():
+            missing.append(parent)
+            parent = parent.parent
+        for folder in reversed(missing):
+            folder.mkdir()
+            self._made_parents.append(folder)
+
+    def _check_space(self) -> None:
+        free_bytes = shutil.disk_usage(self.target.parent).free
+        if self.needed_bytes is not None and self.needed_bytes > free_bytes:
+            raise UnavailableError(
+                f"{self.target} needs {readable_bytes(self.needed_bytes)}, but {self.target.parent} has only "
+                f"{readable_bytes(free_bytes)} free. Free some space, or write to another disk."
+            )
+
+    def _swap(self) -> None:
+        """Replace an existing folder: it is moved aside whole, and deleted once the new one stands in its place."""
+        aside = self.target.parent / f".{self.target.name}.old-{secrets.token_hex(4)}"
+        try:
+            self.target.rename(aside)
+            self.partial.rename(self.target)
+        except BaseException:
+            if aside.exists() and not self.target.exists():
+                aside.rename(self.target)
+            raise
+        try:
+            remove(aside)
+        except BaseException:
+            remove(aside)  # interrupted, but the new one stands: finish the cleaning
+            raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all it holds, as far as possible; links are deleted, not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or every file and folder below `path`, to the disk. Raises `OSError`."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _fsync(Path(folder, name))
+            sync_folder(Path(folder))
+    else:
+        _fsync(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the folder's entries to the disk, where the operating system can open a folder."""
+    if os.name == "posix":
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def clear_write_errors(target: Path, *, needed_bytes: int | None = None) -> Generator[None, None, None]:
+    """Turn what `explain_write_error` knows into its clear error; everything else passes through."""
+    try:
+        yield
+    except Exception as error:
+        clear = explain_write_error(error, target, needed_bytes=needed_bytes)
+        if clear is None:
+            raise
+        raise clear from error
+
+
+def explain_write_error(error: BaseException, target: Path, *, needed_bytes: int | None = None) -> EdgeVQAError | None:
+    """A clear error for a full disk (`UnavailableError`) or a place that cannot be written (`InputError`), else None.
+
+    A full disk is recognised in what other exceptions say and were caused by. Permission errors about files elsewhere
+    (an input, say) are not explained.
+    """
+    real = Path(os.path.realpath(target))
+    if isinstance(error, EdgeVQAError):
+        return None
+    if any(_is_disk_full(cause) for cause in _chain(error)):
+        return _disk_full(real, needed_bytes)
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and _is_output(error, real):
+        return InputError(f"{real} cannot be written: {error.strerror}. Give an output that you may write to.")
+    return None
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    return os.strerror(errno.ENOSPC) in str(error)  # native writers, such as safetensors', give the words alone
+
+
+def _disk_full(target: Path, needed_bytes: int | None) -> UnavailableError:
+    needed = "" if needed_bytes is None else f" (about {readable_bytes(needed_bytes)} are needed)"
+    return UnavailableError(
+        f"The disk became full, or a file-size limit was reached, while writing {target}{needed}; {_free_at(target)}. "
+        "Nothing was kept. Free some space, or write to another disk."
+    )
+
+
+def _free_at(target: Path) -> str:
+    place = target.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return f"{place} has {readable_bytes(shutil.disk_usage(place).free)} free now"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those that caused it, outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _is_output(error: OSError, target: Path) -> bool:
+    """Whether the error is about the target, a folder above it, or its partial."""
+    if not isinstance(error.filename, str):
+        return False
+    path = Path(os.path.realpath(error.filename))
+    staged = any(
+        place.parent == target.parent and place.name.startswith(f".{target.name}.") for place in (path, *path.parents)
+    )
+    return staged or path == target or path in target.parents
+
+
+def readable_bytes(count: int) -> str:
+    """A size for people, in decimal units: `3.2 GB`."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

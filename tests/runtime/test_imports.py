@@ -1,0 +1,49 @@
+"""What importing the runtime costs: nothing heavy, and no backend before a bundle is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import edgevqa.runtime
+
+NOT_BEFORE_LOADING = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "rich",
+    "typer",
+    "safetensors",
+)
+
+
+def imported_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_importing_the_room_needs_neither_numpy_nor_pillow() -> None:
+    assert not imported_by("import edgevqa.runtime") & {"numpy", "PIL", "tokenizers", *NOT_BEFORE_LOADING}
+
+
+def test_importing_the_pipeline_needs_no_backend() -> None:
+    found = imported_by("from edgevqa.runtime import Pipeline")
+    assert not found & set(NOT_BEFORE_LOADING)
+    assert {"numpy", "PIL", "tokenizers"} <= found
+
+
+@pytest.mark.parametrize("name", edgevqa.runtime.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(edgevqa.runtime, name).__name__ == name
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Oracle'"):
+        _ = edgevqa.runtime.Oracle
