@@ -1,0 +1,144 @@
+"""What stands beside a model's weights: its tokenizer file, its preprocessing, and the special tokens."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from tokenizers import Tokenizer
+
+from edgevqa.export.sources import read_json
+from edgevqa.runtime.errors import CheckpointError
+from edgevqa.runtime.manifest import FileSpec, ImageSpec, Resample, TextSpec
+
+TOKENIZER_NAME, PROCESSOR_NAME = "tokenizer.json", "preprocessor_config.json"
+_RESAMPLES: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+_UNWRITTEN = FileSpec(path=TOKENIZER_NAME, sha256="", size_bytes=0)
+
+
+def tokenizer_bytes(folder: Path) -> bytes:
+    """The folder's `tokenizer.json`, byte for byte; made from a slow tokenizer's files where there is none."""
+    path = folder / TOKENIZER_NAME
+    if path.is_file():
+        return path.read_bytes()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer.save_pretrained(scratch)
+            return Path(scratch, TOKENIZER_NAME).read_bytes()
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER_NAME}, and none could be made from its files: {error}"
+        ) from error
+
+
+class ClipProcessor(msgspec.Struct, frozen=True):
+    """What a CLIP `preprocessor_config.json` says; absent keys take the defaults of transformers' CLIP processor."""
+
+    image_processor_type: str = "CLIPImageProcessor"
+    feature_extractor_type: str = "CLIPFeatureExtractor"
+    do_resize: bool = True
+    size: int | dict[str, int] = 224
+    resample: int = 3
+    do_center_crop: bool = True
+    crop_size: int | dict[str, int] = 224
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        for name in (self.image_processor_type, self.feature_extractor_type):
+            if not name.startswith("CLIP"):
+                raise ValueError(f"it is for {name}, expected a CLIP processor")
+        if not 0 <= self.resample < len(_RESAMPLES):
+            raise ValueError(
+                f"resample is {self.resample}, expected one of Pillow's filters, 0 to {len(_RESAMPLES) - 1}"
+            )
+
+
+def image_spec(folder: Path, *, size: int) -> ImageSpec:
+    """The folder's CLIP `preprocessor_config.json`, in its older (integers) or newer form; `size` is the model's, in pixels.
+
+    Raises `CheckpointError` when the file is missing, of another processor, or does not lead to `size`.
+    """
+    path = folder / PROCESSOR_NAME
+    raw = read_json(path, what="it says how pictures are prepared for the vision model")
+    try:
+        processor = msgspec.convert(raw.get("image_processor", raw), ClipProcessor)
+        crop = _square(processor.crop_size, "crop_size") if processor.do_center_crop else None
+        resize = _resize(processor.size) if processor.do_resize else None
+    except (msgspec.ValidationError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}.") from error
+    final = crop or resize
+    if final != {"height": size, "width": size}:
+        raise CheckpointError(
+            f"{path} makes pictures of {final or 'any size'}; the model takes {size} x {size} pixels."
+        )
+    return ImageSpec(
+        height=size,
+        width=size,
+        resize=resize,
+        resample=_RESAMPLES[processor.resample],
+        crop=crop,
+        rescale_factor=processor.rescale_factor if processor.do_rescale else None,
+        mean=list(processor.image_mean) if processor.do_normalize else None,
+        std=list(processor.image_std) if processor.do_normalize else None,
+    )
+
+
+def _resize(value: int | dict[str, int]) -> dict[str, int]:
+    if isinstance(value, int):
+        return {"shortest_edge": value}
+    return dict(value) if set(value) == {"shortest_edge"} else _square(value, "size")
+
+
+def _square(value: int | dict[str, int], name: str) -> dict[str, int]:
+    if isinstance(value, int):
+        return {"height": value, "width": value}
+    if set(value) != {"height", "width"}:
+        raise ValueError(f"{name} has the keys {sorted(value)}, expected height and width")
+    return dict(value)
+
+
+def text_spec(
+    tokenizer: bytes,
+    *,
+    cleaning: Literal["none", "qavit_question"],
+    max_tokens: int,
+    pad_token_id: int,
+    eos_token_id: int,
+    vocab_size: int,
+) -> TextSpec:
+    """How questions become ids. Special ids are those the tokenizer marks, `<extra_id_N>`, and ids past its own vocabulary.
+
+    Raises `CheckpointError` when the tokenizer makes ids that the model's table does not have.
+    """
+    try:
+        loaded = Tokenizer.from_str(tokenizer.decode("utf-8"))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(f"The model's {TOKENIZER_NAME} is not a tokenizer file: {error}.") from error
+    vocabulary = loaded.get_vocab(with_added_tokens=True)
+    if (highest := max(vocabulary.values(), default=0)) >= vocab_size:
+        raise CheckpointError(
+            f"The tokenizer's highest id is {highest}; the model's vocabulary has {vocab_size} entries."
+        )
+    added = json.loads(tokenizer).get("added_tokens", [])
+    special = {entry["id"] for entry in added if entry.get("special")} | {pad_token_id, eos_token_id}
+    special |= {vocabulary[name] for name in ("<pad>", "</s>", "<unk>") if name in vocabulary}
+    special |= {index for name, index in vocabulary.items() if name.startswith("<extra_id_")}
+    special |= set(range(vocab_size)) - set(vocabulary.values())
+    return TextSpec(
+        tokenizer=_UNWRITTEN,
+        cleaning=cleaning,
+        max_tokens=max_tokens,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+        special_token_ids=sorted(special),
+    )

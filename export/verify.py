@@ -1,0 +1,100 @@
+"""Compare written graphs with eager PyTorch, one graph at a time, and the answers end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from edgevqa.export.spec import AnswerCase, Array, Case
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.manifest import ParityRow, ParitySpec
+from edgevqa.runtime.pipeline import Pipeline
+from edgevqa.runtime.pipelines.base import PipelineOptions
+from edgevqa.runtime.sessions import open_session
+
+BACKEND = "onnxruntime"
+RELATIVE = 2e-6  # of the largest value: float32 has 6e-8, and real ViTs carry values in the thousands
+
+
+def compare_graphs(
+    bundle: Bundle, variant: str, cases: Iterable[Case], *, tolerance: float, progress: Callable[[str], None]
+) -> list[ParityRow]:
+    """Run every case through its graph; one row for each graph, output kind and kind of samples.
+
+    Layered outputs (`cross_key.0`, `cross_key.1`, ...) share a row, which shows the worst of them.
+    """
+    rows: dict[tuple[str, str, str], ParityRow] = {}
+    by_graph: dict[str, list[Case]] = {}
+    for case in cases:
+        by_graph.setdefault(case.graph, []).append(case)
+    for graph, graph_cases in by_graph.items():
+        progress(graph)
+        with open_session(bundle, variant, graph, backend=BACKEND) as session:
+            for case in graph_cases:
+                found = session.run(case.inputs)
+                for name, expected in case.expected.items():
+                    row = _row(case, name, found[name].numpy(), expected, tolerance)
+                    key = (row.graph, row.output, row.samples)
+                    rows[key] = worse(rows[key], row) if key in rows else row
+    return list(rows.values())
+
+
+def compare_answers(bundle: Bundle, variant: str, cases: Sequence[AnswerCase]) -> list[tuple[AnswerCase, str]]:
+    """The cases whose answer from the runtime is not the eager model's, with what the runtime answered."""
+    different = []
+    with Pipeline.from_bundle(bundle, PipelineOptions(precision=variant, backend=BACKEND)) as pipeline:
+        for case in cases:
+            answer = pipeline.answer(case.image, case.question, max_new_tokens=case.max_new_tokens).text
+            if answer != case.expected:
+                different.append((case, answer))
+    return different
+
+
+def parity(rows: list[ParityRow], answers: int, different: int) -> ParitySpec:
+    """The record that goes into the manifest."""
+    return ParitySpec(backend=BACKEND, rows=rows, answers_compared=answers, answers_identical=answers - different)
+
+
+def _row(case: Case, name: str, found: Array, expected: Array, tolerance: float) -> ParityRow:
+    difference = max_abs_difference(found, expected)
+    tolerance = tolerance + RELATIVE * float(np.abs(expected).max(initial=0))
+    return ParityRow(
+        graph=case.graph,
+        output=name.partition(".")[0],
+        samples=case.samples,
+        max_abs_diff=difference,
+        cosine=cosine(found, expected),
+        tolerance=tolerance,
+        passed=difference <= tolerance,
+    )
+
+
+def max_abs_difference(found: Array, expected: Array) -> float:
+    """Largest absolute difference; infinite where shapes differ or a value is not a number."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0)
+    return float("inf") if np.isnan(difference) else float(difference)
+
+
+def cosine(found: Array, expected: Array) -> float:
+    """Cosine of the two arrays as vectors; 0 where shapes differ, 1 where both are zero."""
+    if found.shape != expected.shape:
+        return 0.0
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else 1.0
+
+
+def worse(a: ParityRow, b: ParityRow) -> ParityRow:
+    """One row with the larger difference and the smaller cosine of two."""
+    return ParityRow(
+        graph=a.graph,
+        output=a.output,
+        samples=a.samples,
+        max_abs_diff=max(a.max_abs_diff, b.max_abs_diff),
+        cosine=min(a.cosine, b.cosine),
+        tolerance=a.tolerance,
+        passed=a.passed and b.passed,
+    )
