@@ -1,0 +1,128 @@
+"""`edgevqa inspect`: what is in a bundle, for people or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, ParitySpec, TensorSpec, VariantSpec
+from edgevqa.runtime.staging import readable_bytes
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The bundle's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Write the manifest and sizes as JSON.")] = False,
+) -> None:
+    """Show what is in a bundle.
+
+    Example:
+      edgevqa inspect bundle
+    """
+    bundle = Bundle.open(path)
+    size_bytes = _total(bundle.manifest.files())
+    if as_json:
+        print_json({"bundle": str(path), "size_bytes": size_bytes, "manifest": bundle.manifest})
+        return
+    print_pairs(_summary(path, bundle.manifest, size_bytes))
+    print_table(("variant", "numerics", ">size", ">graphs", "opset"), _variant_rows(bundle.manifest))
+    for name, variant in bundle.manifest.variants.items():
+        print_table(("graph", ">nodes", ">parameters", ">size", "inputs", "outputs"), _graph_rows(variant), title=name)
+    for name, parity in bundle.manifest.parity.items():
+        _print_parity(name, parity)
+
+
+def _summary(path: Path, manifest: Manifest, size_bytes: int) -> Iterator[tuple[str, str]]:
+    source = manifest.source
+    yield "bundle", f"{path}, {readable_bytes(size_bytes)} in {len(manifest.files())} files"
+    yield "family", f"{manifest.family} ({manifest.task}, pipeline {manifest.pipeline})"
+    revision = f", revision {source.revision}" if source.revision else ""
+    yield "source", f"{source.id} ({source.kind}{revision}), {source.parameters:,} parameters"
+    yield "source hash", source.sha256
+    yield "target", manifest.target
+    yield "made", f"{manifest.created} by edgevqa {manifest.edgevqa_version}"
+    if manifest.tools:
+        yield "tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
+    if manifest.image is not None:
+        image = manifest.image
+        yield "picture", f"{image.width} x {image.height} pixels, {image.resample} resize"
+    if manifest.text is not None:
+        yield "question", f"at most {manifest.text.max_tokens} tokens, cleaning: {manifest.text.cleaning}"
+    if manifest.generation is not None:
+        generation = manifest.generation
+        yield "answer", f"at most {generation.max_new_tokens} tokens, {generation.num_beams} beam(s)"
+
+
+def _variant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for name, variant in manifest.variants.items():
+        opsets = sorted({graph.opset for graph in variant.graphs.values()})
+        yield (
+            name,
+            variant.numerics,
+            readable_bytes(_variant_bytes(variant)),
+            str(len(variant.graphs)),
+            ", ".join(map(str, opsets)),
+        )
+
+
+def _graph_rows(variant: VariantSpec) -> Iterator[tuple[str, ...]]:
+    for name, graph in variant.graphs.items():
+        yield (
+            name,
+            str(sum(graph.nodes.values())),
+            f"{graph.parameters:,}",
+            readable_bytes(graph.file.size_bytes),
+            *_tensors(graph),
+        )
+    if variant.weights is not None:
+        yield "(weights, shared)", "", "", readable_bytes(variant.weights.size_bytes), variant.weights.path, ""
+
+
+def _tensors(graph: GraphSpec) -> tuple[str, str]:
+    return _join(graph.inputs), _join(graph.outputs)
+
+
+def _join(tensors: list[TensorSpec]) -> str:
+    """One tensor a line; numbered ones, such as `past_key.0` to `past_key.3`, share a line."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for tensor in tensors:
+        stem, dot, number = tensor.name.partition(".")
+        shape = f"{tensor.dtype} ({', '.join(map(str, tensor.shape))})"
+        lines.setdefault((stem + dot if number.isdecimal() else tensor.name, shape), []).append(number)
+    return "\n".join(
+        f"{stem}{numbers[0]}{f'..{numbers[-1]}' if len(numbers) > 1 else ''} {shape}"
+        if stem.endswith(".")
+        else f"{stem} {shape}"
+        for (stem, shape), numbers in lines.items()
+    )
+
+
+def _print_parity(name: str, parity: ParitySpec) -> None:
+    rows = [
+        (
+            row.graph,
+            row.output,
+            row.samples,
+            f"{row.max_abs_diff:.2e}",
+            f"{row.cosine:.7f}",
+            f"{row.tolerance:.0e}",
+            "ok" if row.passed else "FAILED",
+        )
+        for row in parity.rows
+    ]
+    columns = ("graph", "output", "samples", ">max abs diff", ">cosine", ">tolerance", "result")
+    print_table(columns, rows, title=f"parity of {name} with eager PyTorch, on {parity.backend}")
+    print_text(f"Generated answers that are identical: {parity.answers_identical} of {parity.answers_compared}")
+
+
+def _variant_bytes(variant: VariantSpec) -> int:
+    files = [graph.file for graph in variant.graphs.values()]
+    return _total(files if variant.weights is None else [*files, variant.weights])
+
+
+def _total(files: list[FileSpec]) -> int:
+    return sum({file.path: file.size_bytes for file in files}.values())
