@@ -78,3 +78,15 @@ def official_checkpoints() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def official(official_checkpoints: ModuleType, tmp_path: Path, golden_root: Path) -> Callable[..., Path]:
+    """Make a tiny official checkpoint; returns its folder."""
+    tokenizer = golden_root / "pretrained" / "t5-tiny" / "tokenizer.json"
+
+    def write(**options: object) -> Path:
+        path: Path = official_checkpoints.write(tmp_path / "official", tokenizer=tokenizer, **options)
+        return path.parent
+
+    return write

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,18 +20,6 @@ from edgevqa.runtime import Pipeline
 from edgevqa.runtime.errors import CheckFailed, CheckpointError, EdgeVQAError, InputError, NetworkError
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def official(official_checkpoints: ModuleType, tmp_path: Path, golden_root: Path) -> Write:
-    """Make a tiny official checkpoint; returns its folder."""
-    tokenizer = golden_root / "pretrained" / "t5-tiny" / "tokenizer.json"
-
-    def write(**options: object) -> Path:
-        path: Path = official_checkpoints.write(tmp_path / "official", tokenizer=tokenizer, **options)
-        return path.parent
-
-    return write
 
 
 def options_for(folder: Path, **changes: object) -> ExportOptions:

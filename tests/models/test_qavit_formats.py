@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import pytest
@@ -16,18 +15,6 @@ from edgevqa.models.qavit.official import load_official, read_official_config
 from edgevqa.runtime.errors import CheckpointError, ConfigError, EdgeVQAError, NetworkError
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def official(official_checkpoints: ModuleType, tmp_path: Path, golden_root: Path) -> Write:
-    """Make a tiny official checkpoint; returns its folder."""
-    tokenizer = golden_root / "pretrained" / "t5-tiny" / "tokenizer.json"
-
-    def write(**options: object) -> Path:
-        path: Path = official_checkpoints.write(tmp_path / "official", tokenizer=tokenizer, **options)
-        return path.parent
-
-    return write
 
 
 def load(folder: Path) -> QAViTForVQA:

@@ -59,7 +59,7 @@ def entry(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> Member:
     return info, data
 
 
-def refuse(file: Path, message: str) -> None:
+def assert_refused(file: Path, message: str) -> None:
     """Unpacking fails with the message and leaves the folder as it was."""
     before = names(file.parent)
     with pytest.raises(BundleError, match=message):
@@ -117,13 +117,13 @@ def test_a_damaged_bundle_is_not_packed(fake_bundle: Bundle, tmp_path: Path) -> 
 
 def test_files_that_are_no_packed_bundle(packed: Path) -> None:
     file = packed.parent / "file"
-    refuse(file, r"file does not exist; expected a file made by 'edgevqa bundle pack'")
+    assert_refused(file, r"file does not exist; expected a file made by 'edgevqa bundle pack'")
     for data in (b"", b"x", b"x" * 10_000, b"PK\3\4" + bytes(2000), bytes(20_000)):
         file.write_bytes(data)
-        refuse(file, r"file is not a packed bundle")
+        assert_refused(file, r"file is not a packed bundle")
     rewrite(file, [entry("picture.png", b"x")])
-    refuse(file, r"'picture.png' is where the file manifest.json was expected")
-    refuse(file.parent / ".." / "board", r"is no regular file")
+    assert_refused(file, r"'picture.png' is where the file manifest.json was expected")
+    assert_refused(file.parent / ".." / "board", r"is no regular file")
 
 
 def test_any_cut_is_noticed(packed: Path) -> None:
@@ -133,7 +133,7 @@ def test_any_cut_is_noticed(packed: Path) -> None:
     last = data.rindex(b"tokenizer.json") + 512  # the header of the last file; its content and the padding follow
     for length in [*range(0, last, 512), *range(100, last, 1700)]:
         file.write_bytes(data[:length])
-        refuse(file, r"was cut off|is not a packed bundle")
+        assert_refused(file, r"was cut off|is not a packed bundle")
     file.write_bytes(data[: last + 512])
     unpack(file, packed.parent / "whole")  # the padding alone is no loss
 
@@ -145,7 +145,7 @@ def test_any_changed_byte_of_content_is_noticed(packed: Path) -> None:
     for content in needles:
         place = data.index(content[:200]) + len(content) // 2
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        refuse(file, r"SHA-256|manifest")
+        assert_refused(file, r"SHA-256|manifest")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_any_changed_byte_of_content_is_noticed(packed: Path) -> None:
 )
 def test_members_that_do_not_belong(packed: Path, name: str, kind: bytes, message: str) -> None:
     rewrite(packed, [*members(packed), entry(name, b"x", kind)])
-    refuse(packed, message)
+    assert_refused(packed, message)
     assert not (packed.parent.parent / "outside").exists()
 
 
@@ -172,7 +172,7 @@ def test_links_and_devices_in_place_of_files(packed: Path, kind: bytes) -> None:
         if info.name == WEIGHTS:
             info.type, info.linkname, info.size = kind, "/etc/hostname", 0
     rewrite(packed, entries)
-    refuse(packed, r"weights.data' as a link or device; expected a file")
+    assert_refused(packed, r"weights.data' as a link or device; expected a file")
 
 
 def test_manifest_that_leaves_the_bundle(packed: Path) -> None:
@@ -183,17 +183,17 @@ def test_manifest_that_leaves_the_bundle(packed: Path) -> None:
     data = msgspec.json.encode(value)
     forged = [entry("manifest.json", data), entry("manifest.sha256", sha256_bytes(data).encode())]
     rewrite(packed, [*forged, *entries[2:], entry("../outside", b'{"model": {}}\n')])
-    refuse(packed, r"names the file '../outside'; expected a path inside the bundle")
+    assert_refused(packed, r"names the file '../outside'; expected a path inside the bundle")
 
 
 def test_wrong_size_and_lies_about_sizes(packed: Path) -> None:
     entries = members(packed)
     rewrite(packed, [(info, data) if info.name != WEIGHTS else entry(WEIGHTS, data + b"x") for info, data in entries])
-    refuse(packed, r"weights.data in .* has 3,001 bytes; the manifest says 3,000")
+    assert_refused(packed, r"weights.data in .* has 3,001 bytes; the manifest says 3,000")
     huge = tarfile.TarInfo("manifest.json")
     huge.size = 1 << 40
     packed.write_bytes(huge.tobuf() + bytes(1024))
-    refuse(packed, r"'manifest.json' is where the file manifest.json was expected")
+    assert_refused(packed, r"'manifest.json' is where the file manifest.json was expected")
 
 
 def test_control_c_while_unpacking_and_packing(fake_bundle: Bundle, packed: Path, tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ def test_a_linked_folder_and_a_circle_of_links(fake_bundle: Bundle, tmp_path: Pa
 
 def test_a_bundle_that_is_reached_by_a_link(fake_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(fake_bundle.root)
-    Bundle.open(tmp_path / "link").require_files()
+    linked = Bundle.open(tmp_path / "link")
+    linked.require_files()
+    assert linked.manifest == fake_bundle.manifest
 
 
 @pytest.mark.parametrize("check", [True, False])
