@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.optimizer import optimize_ir
 
+from edgevqa.calibration.linears import find_linears
 from edgevqa.export.spec import GraphPlan
 
 _SMALL = 4096  # elements; below this a constant may be folded, above it a node stays
@@ -28,6 +29,7 @@ def clean(model: ir.Model, plan: GraphPlan) -> ir.Model:
         )
     rename_axes(model.graph, plan.relabel)
     free_axes(model.graph, plan.free_axes)
+    name_linears(model.graph)
     strip_metadata(model)
     return model
 
@@ -93,6 +95,18 @@ def free_axes(graph: ir.Graph, axes: Mapping[str, Mapping[int, str]]) -> None:
         for axis, name in axes.get(value.name or "", {}).items():
             if value.shape is not None:
                 value.shape[axis] = ir.SymbolicDim(name)
+
+
+def name_linears(graph: ir.Graph) -> None:
+    """Name the nodes of Linear layers after their parameters, so that profiles, errors and reports name layers.
+
+    A weight's second use gets `.1`, its bias's Add `.bias`.
+    """
+    for linear in find_linears(graph).values():
+        for number, use in enumerate(linear.uses):
+            use.node.name = linear.name if number == 0 else f"{linear.name}.{number}"
+            if use.bias_add is not None:
+                use.bias_add.name = f"{use.node.name}.bias"
 
 
 def strip_metadata(model: ir.Model) -> None:

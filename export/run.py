@@ -106,9 +106,9 @@ class _Job:
         )
 
     def write_graphs(self, loaded: Loaded) -> dict[str, GraphSpec]:
-        from edgevqa.export.describe import graph_spec
+        from edgevqa.calibration.describe import graph_spec
+        from edgevqa.calibration.weights import SharedWeights
         from edgevqa.export.trace import trace
-        from edgevqa.export.weights import SharedWeights
 
         graphs: dict[str, GraphSpec] = {}
         total = len(self.family.graph_names(loaded))

@@ -18,7 +18,7 @@ from edgevqa.runtime.bundle_checks import (
     verify_bundle,
 )
 from edgevqa.runtime.errors import InputError
-from edgevqa.runtime.hashing import HashMemory, Meter, Progress
+from edgevqa.runtime.hashing import HashMemory, Meter, Progress, sha256_bytes
 from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, VariantSpec
 
 
@@ -100,6 +100,20 @@ class Bundle:
     def require_files(self, variant: str | None = None, graphs: Iterable[str] | None = None) -> None:
         """Check size and hash of `files(variant, graphs)` that were not checked yet. Raises `BundleError`."""
         self._require(self.files(variant, graphs))
+
+    def calibration_paths(self) -> tuple[Path, Path]:
+        """The calibration's summary and observations, checked. Raises `InputError` where the bundle has none."""
+        spec = self.manifest.calibration
+        if spec is None:
+            raise InputError(f"{self.root} has no calibration. Make one: edgevqa calibrate {self.root} --data DATA")
+        self._require([spec.summary, spec.observations])
+        return self.root / spec.summary.path, self.root / spec.observations.path
+
+    def fingerprint(self, variant: str) -> str:
+        """A hash of the variant's graphs and weights: the same for the same numbers, wherever the bundle lies."""
+        spec = self.variant(variant)
+        files = [graph.file for graph in spec.graphs.values()] + ([spec.weights] if spec.weights else [])
+        return sha256_bytes("\n".join(sorted(f"{file.path} {file.sha256}" for file in files)).encode())
 
     def verify(self, progress: Progress | None = None) -> list[FileReport]:
         """Read and hash every file anew, whatever is remembered; see `verify_bundle`."""

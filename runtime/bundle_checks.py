@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +50,7 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
 def check_manifest(manifest: Manifest, *, where: str) -> None:
     """Raise `BundleError` when a file entry leaves the bundle, has no real hash or size, or contradicts another."""
     seen: dict[str, FileSpec] = {}
-    for spec in _all_entries(manifest):
+    for spec in manifest.entries():
         check_relative(spec.path, where=where)
         if spec.path in (MANIFEST_NAME, MANIFEST_HASH_NAME):
             raise BundleError(
@@ -86,16 +86,6 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 def list_files(root: Path) -> set[str]:
     """Every file below `root`, links included and not followed, as relative POSIX paths."""
     return {(Path(folder) / name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
-
-
-def _all_entries(manifest: Manifest) -> Iterator[FileSpec]:
-    """Every file entry, repeated ones too (`Manifest.files` gives each path once)."""
-    if manifest.text is not None:
-        yield manifest.text.tokenizer
-    for variant in manifest.variants.values():
-        if variant.weights is not None:
-            yield variant.weights
-        yield from (graph.file for graph in variant.graphs.values())
 
 
 def read_manifest(root: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -46,14 +47,28 @@ class GraphSpec(_Record, frozen=True, kw_only=True):
     nodes: dict[str, int]
 
 
-class VariantSpec(_Record, frozen=True, kw_only=True):
-    """One numeric form of all graphs: `precision` is what the user asks for, `numerics` how it is written."""
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+Numerics = Literal["fp32", "fp16", "bf16", "u8-fp32", "s8-fp32", "s8-fp16", "fp8-fp16"]
 
-    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
-    numerics: str
+
+class VariantSpec(_Record, frozen=True, kw_only=True):
+    """One numeric form of all graphs: `precision` is what the user asks for, `numerics` how it is written.
+
+    `u8-fp32` is INT8 with unsigned activations inside float32, and so on. `recipe` says how the variant was made from
+    which other; `report` is a JSON file with every layer's measured error, and why some stayed high.
+    """
+
+    precision: Precision
+    numerics: Numerics
     weights: FileSpec | None
     graphs: dict[str, GraphSpec]
     recipe: dict[str, Any] = {}
+    report: FileSpec | None = None
+
+    def files(self) -> list[FileSpec]:
+        """Every file of the variant."""
+        others = [file for file in (self.weights, self.report) if file is not None]
+        return [graph.file for graph in self.graphs.values()] + others
 
 
 class ImageSpec(_Record, frozen=True, kw_only=True):
@@ -125,6 +140,23 @@ class ParitySpec(_Record, frozen=True, kw_only=True):
     answers_identical: int
 
 
+class CalibrationSpec(_Record, frozen=True, kw_only=True):
+    """What was observed on real samples: the set (spec, seed, hash of its samples, their ids) and the files.
+
+    `summary` is JSON for people (ranges, warnings), `observations` a .npz of what quantising reads.
+    """
+
+    variant: str
+    dataset: str
+    seed: int
+    samples: int
+    sha256: str
+    question_ids: list[str]
+    warnings: list[str]
+    summary: FileSpec
+    observations: FileSpec
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
     """The whole of `manifest.json`."""
 
@@ -142,20 +174,21 @@ class Manifest(_Record, frozen=True, kw_only=True):
     source: SourceSpec
     model: dict[str, Any]
     parity: dict[str, ParitySpec] = {}
-    calibration: dict[str, Any] | None = None
+    calibration: CalibrationSpec | None = None
     tools: dict[str, str] = {}
 
     def files(self) -> list[FileSpec]:
         """Every file that the manifest names, each once."""
-        found: dict[str, FileSpec] = {}
+        return list({spec.path: spec for spec in self.entries()}.values())
+
+    def entries(self) -> Iterator[FileSpec]:
+        """Every file entry, repeated ones too."""
         if self.text is not None:
-            found[self.text.tokenizer.path] = self.text.tokenizer
+            yield self.text.tokenizer
         for variant in self.variants.values():
-            if variant.weights is not None:
-                found[variant.weights.path] = variant.weights
-            for graph in variant.graphs.values():
-                found[graph.file.path] = graph.file
-        return list(found.values())
+            yield from variant.files()
+        if self.calibration is not None:
+            yield from (self.calibration.summary, self.calibration.observations)
 
 
 class _Version(msgspec.Struct):

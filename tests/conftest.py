@@ -69,6 +69,16 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture(scope="session")
+def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the packaged reference model, exported once a session. Copy it before you add to it."""
+    from edgevqa.export import ExportOptions, export
+
+    path = tmp_path_factory.mktemp("reference") / "reference.bundle"
+    export("reference", path, ExportOptions(verify=False))
+    return path
+
+
+@pytest.fixture(scope="session")
 def official_checkpoints() -> ModuleType:
     """The script that makes checkpoints in the published format."""
     path = HERE.parent / "benchmarks" / "official_checkpoint.py"

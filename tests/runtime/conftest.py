@@ -48,7 +48,7 @@ def variant(writer: BundleWriter, name: str, seed: int, size: int) -> VariantSpe
     }
     return VariantSpec(
         precision="fp32" if name == "fp32" else "fp16",
-        numerics=f"{name} throughout",
+        numerics="fp32" if name == "fp32" else "fp16",
         weights=writer.add_bytes(random_bytes(seed + 9, size), f"graphs/{name}/weights.data"),
         graphs={key: graph(file) for key, file in files.items()},
     )
