@@ -15,7 +15,7 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import picture_key
 from edgevqa.runtime.counters import Lap, Statistics
 from edgevqa.runtime.decoding import softmax
-from edgevqa.runtime.errors import BundleError, ConfigError, EdgeVQAError
+from edgevqa.runtime.errors import BundleError, ConfigError, EdgeVQAError, QuestionError
 from edgevqa.runtime.graphs import Graphs, choose_variant
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import ImageSource, load_image
@@ -116,6 +116,8 @@ class Pipeline:
         first is answered. Raises `ImageError`, `QuestionError` and `ConfigError`.
         """
         request = self._request(options)
+        if not isinstance(question, (str, list, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise QuestionError(f"The question was given as {question!r}; expected a string, or a list of strings.")
         asked = [self._question(text) for text in ([question] if isinstance(question, str) else question)]
         if not asked:
             return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,6 @@ from edgevqa.cli.app import HELP_FLAGS, add_command, help_text, make_app
 from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
 
 INTERRUPTED = 130
-TERMINATED = 128 + signal.SIGTERM
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which Windows' `signal` lacks
 DEBUG_VARIABLE = "EDGEVQA_DEBUG"
 
@@ -177,7 +177,12 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """What the `edgevqa` script calls."""
-    signal.signal(signal.SIGTERM, _leave)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _leave)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer that the terminal cannot show is no bug
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -189,8 +194,8 @@ def main() -> NoReturn:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """On `kill`, leave like on Ctrl-C, so that nothing half-written stays."""
-    raise SystemExit(TERMINATED)
+    """On `kill` and when the terminal is closed, leave like on Ctrl-C, so that nothing half-written stays."""
+    raise SystemExit(128 + signum)
 
 
 if __name__ == "__main__":

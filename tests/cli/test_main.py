@@ -181,7 +181,7 @@ main.main()
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_signals_leave_nothing_behind(fake_bundle: Bundle, tmp_path: Path, name: str, code: int) -> None:
     """A real signal in the middle of `bundle pack`."""
     process = start("bundle", "pack", str(fake_bundle.root), "-o", str(tmp_path / "x.tar"), name, code=SIGNALLED)
@@ -189,3 +189,12 @@ def test_signals_leave_nothing_behind(fake_bundle: Bundle, tmp_path: Path, name:
     assert (found, out) == (code, ""), err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_terminal_without_unicode_gets_escapes() -> None:
+    """A question is echoed with its answer, and must not break on a terminal that cannot show it."""
+    code = "import sys\nfrom edgevqa.cli import main\nmain.run = lambda args: print('caf\\xe9') or 0\nmain.main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=60
+    )
+    assert (process.returncode, process.stdout) == (0, b"caf\\xe9\n"), process.stderr

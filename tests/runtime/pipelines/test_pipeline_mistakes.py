@@ -39,6 +39,8 @@ def test_wrong_questions_and_pictures(pipeline: Pipeline, pictures: list[np.ndar
         pipeline.answer(pictures[0], " ... ")
     with pytest.raises(QuestionError):
         pipeline.answer(pictures[0], [QUESTIONS[0], 5])  # type: ignore[list-item]
+    with pytest.raises(QuestionError, match="None; expected a string"):
+        pipeline.answer(pictures[0], None)  # type: ignore[call-overload]
     with pytest.raises(ImageError):
         pipeline.answer("absent.png", QUESTIONS[0])
 
