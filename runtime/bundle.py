@@ -115,6 +115,10 @@ class Bundle:
         files = [graph.file for graph in spec.graphs.values()] + ([spec.weights] if spec.weights else [])
         return sha256_bytes("\n".join(sorted(f"{file.path} {file.sha256}" for file in files)).encode())
 
+    def require(self, specs: Iterable[FileSpec]) -> None:
+        """Check size and hash of files that were not checked yet. Raises `BundleError`."""
+        self._require(specs)
+
     def verify(self, progress: Progress | None = None) -> list[FileReport]:
         """Read and hash every file anew, whatever is remembered; see `verify_bundle`."""
         return verify_bundle(self.root, progress)

@@ -157,6 +157,15 @@ class CalibrationSpec(_Record, frozen=True, kw_only=True):
     observations: FileSpec
 
 
+class EngineSet(_Record, frozen=True, kw_only=True):
+    """TensorRT engines of one variant for one target, by graph; `record` is their engine.json."""
+
+    target: str
+    variant: str
+    record: FileSpec
+    engines: dict[str, FileSpec]
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
     """The whole of `manifest.json`."""
 
@@ -175,6 +184,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     model: dict[str, Any]
     parity: dict[str, ParitySpec] = {}
     calibration: CalibrationSpec | None = None
+    engines: dict[str, EngineSet] = {}
     tools: dict[str, str] = {}
 
     def files(self) -> list[FileSpec]:
@@ -189,6 +199,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
             yield from variant.files()
         if self.calibration is not None:
             yield from (self.calibration.summary, self.calibration.observations)
+        for engines in self.engines.values():
+            yield from (engines.record, *engines.engines.values())
 
 
 class _Version(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""`edgevqa inspect`: what is in a bundle, for people or as JSON."""
+"""`edgevqa inspect`: what is in a bundle, or what one engine is, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from typing import Annotated
 
 import typer
 
+from edgevqa.cli.engine_tables import inspect_engine_file, print_engines
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.engines import load_record
 from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, ParitySpec, TensorSpec, VariantSpec
 from edgevqa.runtime.staging import readable_bytes
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The bundle's folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A bundle's folder, an engine (.engine, .plan), or an engine.json.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Write the manifest and sizes as JSON.")] = False,
 ) -> None:
-    """Show what is in a bundle.
+    """Show what is in a bundle, or what an engine was built for. TensorRT is not needed.
 
     Example:
       edgevqa inspect bundle
+      edgevqa inspect bundle/engines/rtx/fp16/projector.engine
     """
+    if path.is_file():
+        inspect_engine_file(path, as_json=as_json)
+        return
     bundle = Bundle.open(path)
     size_bytes = _total(bundle.manifest.files())
     if as_json:
@@ -34,6 +42,8 @@ def inspect(
         print_table(("graph", ">nodes", ">parameters", ">size", "inputs", "outputs"), _graph_rows(variant), title=name)
     for name, parity in bundle.manifest.parity.items():
         _print_parity(name, parity)
+    for key in bundle.manifest.engines:
+        print_engines(key, load_record(bundle, key))
 
 
 def _summary(path: Path, manifest: Manifest, size_bytes: int) -> Iterator[tuple[str, str]]:

@@ -41,10 +41,15 @@ COMMANDS: dict[str, CommandEntry] = {
     "ask": CommandEntry("edgevqa.cli.ask:ask", "Answer questions about a picture."),
     "bench": CommandEntry("edgevqa.cli.bench:bench", "Measure latency without a data set."),
     "graph": CommandEntry("edgevqa.cli.graph:app", "Run one graph of a bundle on given arrays."),
-    "inspect": CommandEntry("edgevqa.cli.inspect:inspect", "Show what is in a bundle."),
+    "inspect": CommandEntry(
+        "edgevqa.cli.inspect:inspect",
+        "Show what is in a bundle, or what an engine was built for. TensorRT is not needed.",
+    ),
     "bundle": CommandEntry("edgevqa.cli.bundle:app", "Verify, pack and unpack bundles."),
     "families": CommandEntry("edgevqa.cli.tables:families", "List the model families that can be exported."),
-    "targets": CommandEntry("edgevqa.cli.tables:targets", "List the targets that bundles can be made for."),
+    "targets": CommandEntry(
+        "edgevqa.cli.tables:targets", "List the targets that bundles can be made for, and what each cannot do."
+    ),
     "doctor": CommandEntry("edgevqa.cli.doctor:doctor", "Show what this machine has, and what to install."),
 }
 

@@ -32,7 +32,7 @@ def families(as_json: JsonOption = False) -> None:
 
 
 def targets(as_json: JsonOption = False) -> None:
-    """List the targets that bundles can be made for.
+    """List the targets that bundles can be made for, and what each cannot do.
 
     Example:
       edgevqa targets
@@ -40,5 +40,10 @@ def targets(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"targets": [msgspec.to_builtins(row) for row in TARGETS.values()]})
         return
-    rows = [(t.name, t.summary, t.tensorrt or "-", f"{t.opset} (at most {t.max_opset})") for t in TARGETS.values()]
-    print_table(("target", "where", "TensorRT", "opset"), rows)
+    rows = [
+        (t.name, t.summary, ", ".join(t.tensorrt) or "-", f"{t.opset} (<= {t.max_opset})", " ".join(t.numerics))
+        for t in TARGETS.values()
+    ]
+    print_table(("target", "where", "TensorRT", "opset", "precisions"), rows)
+    limits = [(t.name, what, instead) for t in TARGETS.values() for what, instead in t.cannot.items()]
+    print_table(("target", "not", "because, and instead"), limits)

@@ -1,0 +1,228 @@
+"""engine.json: what an engine was built from and for, and whether it may run here. No TensorRT is needed to check it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.errors import BundleError, InputError
+from edgevqa.runtime.machine import Machine
+from edgevqa.runtime.manifest import Numerics, Precision, TensorSpec
+from edgevqa.runtime.plans import Version, read_header, readable_version
+from edgevqa.runtime.targets import Flavour
+
+FORMAT = 1
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Immutable, keyword-only and strict."""
+
+
+class ShapeRange(_Record, frozen=True, kw_only=True):
+    """What one input's shape may be within a profile; each as long as the tensor's rank."""
+
+    min: list[int]
+    opt: list[int]
+    max: list[int]
+
+
+Profile = dict[str, ShapeRange]
+"""Ranges by input name; TensorRT takes shapes within the ranges of the profile that was chosen."""
+
+
+class GraphEngine(_Record, frozen=True, kw_only=True):
+    """One engine. `high_layers` stay FP32 in an FP16 or INT8 engine, as the strongly typed graph says.
+
+    `weights_sha256` is that of the variant's external data, None where the graph holds its weights. `peak_memory_mb` is
+    the building process's highest resident size, in MB of 10^6 bytes.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    onnx_sha256: str
+    weights_sha256: str | None
+    profiles: list[Profile]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    high_layers: list[str]
+    seconds: float
+    peak_memory_mb: float
+
+
+class EngineRecord(_Record, frozen=True, kw_only=True):
+    """The whole of engine.json: one build of one variant for one target.
+
+    `compute_capabilities` are those that the engines run on ("8.7"); `device` is the GPU that they were tuned on, None
+    where none was asked. `options` are the builder's, as they were given.
+    """
+
+    format: int
+    target: str
+    variant: str
+    precision: Precision
+    numerics: Numerics
+    flavour: Flavour
+    tensorrt_version: Version
+    os: str
+    arch: str
+    device: str | None
+    compute_capabilities: list[str]
+    hardware_compatibility: str
+    version_compatible: bool
+    weight_stripped: bool
+    refittable: bool
+    dla_core: int | None
+    driver: str | None
+    jetpack: str | None
+    l4t: str | None
+    calibration_sha256: str | None
+    options: dict[str, int | float | str | bool | None]
+    graphs: dict[str, GraphEngine]
+
+
+class Here(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the TensorRT that engines are to run on; None where it is not known, which refuses nothing."""
+
+    os: str
+    arch: str
+    compute_capability: str | None = None
+    device: str | None = None
+    flavour: Flavour | None = None
+    tensorrt_version: Version | None = None
+
+
+def encode_record(record: EngineRecord) -> bytes:
+    """The record as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def decode_record(data: bytes, *, where: str) -> EngineRecord:
+    """Read engine.json. Raises `BundleError` for what is broken, foreign or of another format."""
+    try:
+        record = msgspec.json.decode(data, type=EngineRecord)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where} is no engine record: {error}. Build the engines again.") from error
+    if record.format != FORMAT:
+        raise BundleError(f"{where} has format {record.format}; this edgevqa reads {FORMAT}. Build the engines again.")
+    return record
+
+
+def here(machine: Machine) -> Here:
+    """The machine at hand, without asking a TensorRT: its system and its first GPU."""
+    gpu = machine.gpus[0] if machine.gpus else None
+    return Here(
+        os=platform.system().lower(),
+        arch=machine.architecture,
+        compute_capability=gpu.compute_capability if gpu else _jetson_capability(machine),
+        device=gpu.name if gpu else None,
+    )
+
+
+def engine_sets(bundle: Bundle, variant: str) -> list[str]:
+    """Keys of the manifest's engine sets of a variant."""
+    return [key for key, entry in bundle.manifest.engines.items() if entry.variant == variant]
+
+
+def load_record(bundle: Bundle, key: str) -> EngineRecord:
+    """The record of an engine set. Raises `InputError` naming the sets there are."""
+    entry = _lookup(bundle.manifest.engines, key, bundle)
+    path = bundle.root / entry.record.path
+    bundle.require([entry.record])
+    return decode_record(path.read_bytes(), where=str(path))
+
+
+def check_record(record: EngineRecord, place: Here, *, where: str) -> None:
+    """Raise `BundleError` that says why the engines cannot run at `place`, and what to do.
+
+    Rules (TensorRT's support matrix): one version, operating system and GPU architecture; a version-compatible engine
+    also loads in newer minors and in the next major; `ampere_plus` loads on compute capability 8.0 and up; TensorRT-RTX
+    engines never cross a release.
+    """
+    again = f"Build them here: edgevqa build BUNDLE --target {record.target}"
+    if (record.os, record.arch) != (place.os, place.arch):
+        raise BundleError(
+            f"{where} was built for {record.os} on {record.arch}; this is {place.os} on {place.arch}. {again}"
+        )
+    if place.flavour is not None and place.flavour != record.flavour:
+        raise BundleError(f"{where} is for {record.flavour}; what runs here is {place.flavour}. {again}")
+    if place.tensorrt_version is not None and not _version_fits(record, place.tensorrt_version):
+        raise BundleError(
+            f"{where} was built by {record.flavour} {readable_version(record.tensorrt_version)}; "
+            f"here is {readable_version(place.tensorrt_version)}. {again}"
+        )
+    if place.compute_capability is not None and not capability_fits(record, place.compute_capability):
+        raise BundleError(
+            f"{where} was built for compute capability {', '.join(record.compute_capabilities)}; this GPU "
+            f"{f'({place.device}) ' if place.device else ''}has {place.compute_capability}. {again}"
+        )
+
+
+def check_engine(bundle: Bundle, key: str, graph: str, record: EngineRecord) -> Path:
+    """The path of a graph's engine, after everything that can be checked without TensorRT.
+
+    Raises `BundleError`: a damaged file, a plan of another flavour or version than recorded, or one that was built from
+    another graph or other weights than the bundle has now.
+    """
+    entry, engine = _lookup(bundle.manifest.engines, key, bundle), record.graphs.get(graph)
+    if engine is None or graph not in entry.engines:
+        raise BundleError(f"{key} in {bundle.root} has no engine of '{graph}'. Build it again: edgevqa build")
+    bundle.require([entry.engines[graph]])
+    path = bundle.root / entry.engines[graph].path
+    header = read_header(path)
+    if (header.flavour, header.version) != (record.flavour, record.tensorrt_version):
+        raise BundleError(
+            f"{path} is a plan of {header.flavour} {readable_version(header.version)}; {entry.record.path} says "
+            f"{record.flavour} {readable_version(record.tensorrt_version)}. Build the engines again."
+        )
+    variant = bundle.variant(record.variant)
+    weights = None if variant.weights is None else variant.weights.sha256
+    if engine.onnx_sha256 != bundle.graph(record.variant, graph).file.sha256 or engine.weights_sha256 != weights:
+        raise BundleError(
+            f"{path} was built from another '{graph}' than variant '{record.variant}' has now. "
+            f"Build it again: edgevqa build {bundle.root} --target {record.target}"
+        )
+    return path
+
+
+def capability_fits(record: EngineRecord, capability: str) -> bool:
+    """Whether engines run on a GPU of `capability` ("8.7")."""
+    if capability in record.compute_capabilities or not record.compute_capabilities:
+        return True
+    built = [_numbers(each) for each in record.compute_capabilities]
+    if record.hardware_compatibility == "ampere_plus":
+        return _numbers(capability) >= (8, 0)
+    # TensorRT-RTX compiles for the GPU when it loads: engines for 12.0 serve later ones too
+    return record.flavour == "tensorrt-rtx" and max(built) >= (12, 0) and _numbers(capability) >= max(built)
+
+
+def _version_fits(record: EngineRecord, version: Version) -> bool:
+    built = record.tensorrt_version
+    if record.flavour == "tensorrt-rtx" or not record.version_compatible:
+        return version == built
+    return version >= built and version[0] - built[0] <= 1
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
+
+
+def _jetson_capability(machine: Machine) -> str | None:
+    if machine.jetson is None:
+        return None
+    model = machine.jetson.model.lower()
+    return "8.7" if "orin" in model else "11.0" if "thor" in model else None
+
+
+_Entry = TypeVar("_Entry")
+
+
+def _lookup(entries: dict[str, _Entry], key: str, bundle: Bundle) -> _Entry:
+    if key not in entries:
+        known = ", ".join(sorted(entries)) or "none"
+        raise InputError(f"There are no engines '{key}' in {bundle.root}; there are: {known}. Make them: edgevqa build")
+    return entries[key]
