@@ -35,7 +35,8 @@ Profile = dict[str, ShapeRange]
 
 
 class GraphEngine(_Record, frozen=True, kw_only=True):
-    """One engine. `high_layers` stay FP32 in an FP16 or INT8 engine, as the strongly typed graph says.
+    """One engine. `high_layers` stay FP32 in an FP16 or INT8 engine, as the strongly typed graph says: the matrix
+    products and normalisations by name; `high_operators` counts all that do, by TensorRT's type.
 
     `weights_sha256` is that of the variant's external data, None where the graph holds its weights. `peak_memory_mb` is
     the building process's highest resident size, in MB of 10^6 bytes.
@@ -50,6 +51,7 @@ class GraphEngine(_Record, frozen=True, kw_only=True):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     high_layers: list[str]
+    high_operators: dict[str, int] = {}
     seconds: float
     peak_memory_mb: float
 

@@ -99,10 +99,13 @@ def _shape(sizes: list[int]) -> str:
 
 
 def _fits(record: EngineRecord, path: Path) -> str:
+    place = here(read_machine())
     try:
-        check_record(record, here(read_machine()), where=str(path))
+        check_record(record, place, where=str(path))
     except BundleError as error:
         return f"Does not fit this machine: {error}"
+    if place.compute_capability is None:
+        return "This machine shows no NVIDIA GPU, which is needed to run them."
     return "Nothing speaks against this machine; TensorRT has the last word."
 
 

@@ -38,8 +38,24 @@ COMMANDS: dict[str, CommandEntry] = {
         "edgevqa.cli.demo:demo", "Export the reference model, ask it about pictures, print the answers."
     ),
     "export": CommandEntry("edgevqa.cli.export:export", "Export a model to a bundle of ONNX graphs."),
+    "calibrate": CommandEntry(
+        "edgevqa.cli.calibrate:calibrate", "Observe a bundle's model on real samples, as quantising needs."
+    ),
+    "sensitivity": CommandEntry(
+        "edgevqa.cli.sensitivity:sensitivity", "Rank the layers by what quantising them costs."
+    ),
     "ask": CommandEntry("edgevqa.cli.ask:ask", "Answer questions about a picture."),
     "bench": CommandEntry("edgevqa.cli.bench:bench", "Measure latency without a data set."),
+    "build": CommandEntry(
+        "edgevqa.cli.build:build",
+        "Build TensorRT engines of a bundle, and add them to it. Needs TensorRT, no torch and no checkpoint.",
+    ),
+    "evaluate": CommandEntry(
+        "edgevqa.cli.evaluate:evaluate", "Measure how right and how fast a bundle answers a data set."
+    ),
+    "compare": CommandEntry(
+        "edgevqa.cli.compare:compare", "Compare precisions and backends: accuracy, latency, memory, size, energy."
+    ),
     "graph": CommandEntry("edgevqa.cli.graph:app", "Run one graph of a bundle on given arrays."),
     "inspect": CommandEntry(
         "edgevqa.cli.inspect:inspect",

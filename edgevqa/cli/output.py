@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 160
+LINE_EVERY_S = 10.0
 
 
 def print_text(text: str) -> None:
@@ -75,7 +77,7 @@ def progress_bar(label: str) -> Generator[Progress, None, None]:
 
 @contextlib.contextmanager
 def step_bar(label: str) -> Generator[Callable[[str, int, int], None], None, None]:
-    """A bar over numbered steps with the time gone, on standard error; without a terminal, one line a step."""
+    """A bar over numbered steps with the time gone, on standard error; without a terminal a line a step, or every 10 s."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -84,11 +86,71 @@ def step_bar(label: str) -> Generator[Callable[[str, int, int], None], None, Non
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=None)
+        told: tuple[str, int, float] = ("", -1, 0.0)
 
         def advance(what: str, done: int, total: int) -> None:
+            nonlocal told
             bar.update(task, description=f"{label}: {what}", completed=done, total=total)
-            if not console.is_terminal:
+            if console.is_terminal or what == told[0]:
+                return
+            if done != told[1] or time.monotonic() - told[2] > LINE_EVERY_S:
                 note(f"{label}: {what}")
+                told = (what, done, time.monotonic())
+
+        yield advance
+
+
+@contextlib.contextmanager
+def sample_bar(label: str) -> Generator[Callable[[str, int, int], None], None, None]:
+    """A bar over samples with the time left, on standard error; without a terminal a line a phase, and every 10 s."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        phase, first, began, told = "", 0, 0.0, 0.0
+
+        def advance(what: str, done: int, total: int) -> None:
+            nonlocal phase, first, began, told
+            now = time.monotonic()
+            if what != phase:
+                phase, first, began, told = what, done, now, now
+                bar.reset(task, description=f"{label}: {what}", completed=done, total=total)
+                if not console.is_terminal:
+                    note(f"{label}: {what}")
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and now - told > LINE_EVERY_S and done > first:
+                left = (now - began) / (done - first) * (total - done)
+                note(f"{label}: {what} {done} of {total}, about {left:.0f} s left")
+                told = now
+
+        yield advance
+
+
+@contextlib.contextmanager
+def count_bar() -> Generator[Callable[[str, int, int], None], None, None]:
+    """A bar over things that are counted, with the time left of each stage, on standard error; else a line a stage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        stage = ""
+
+        def advance(what: str, done: int, total: int) -> None:
+            nonlocal stage
+            if what != stage:
+                stage = what
+                bar.reset(task, total=total, description=what)
+                if not console.is_terminal:
+                    note(f"{what} ({total:,})")
+            bar.update(task, completed=done, total=total)
 
         yield advance
 

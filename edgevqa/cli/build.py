@@ -1,0 +1,112 @@
+"""`edgevqa build`: TensorRT engines of a bundle's variant, added to the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
+from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.staging import readable_bytes
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder; the engines are added to it.")],
+    target: Annotated[str, typer.Option(metavar="T", help="Where the engines will run: 'edgevqa targets'.")],
+    precision: Annotated[
+        str | None, typer.Option(metavar="P", help="A precision or variant. Default: the best the bundle has for T.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes that the engines take.")] = "1,4,8",
+    max_question: Annotated[int, typer.Option(metavar="N", help="Longest question in tokens. 0: the model's.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer in tokens. 0: the bundle's.")] = 0,
+    axis: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MIN:OPT:MAX", help="Sizes of another axis; may be repeated.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(metavar="SIZE", help="TensorRT's own memory pool: 2GB.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What building may take in all: 6GB.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read and written. Default: the user's cache directory.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(metavar="0..5", help="More is slower to build. Default: TensorRT's.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engines also load in newer TensorRT versions.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Engines run on every GPU from compute capability 8.0.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Engines without weights, to be refitted from the graphs.")
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Weights can be replaced later.")] = False,
+    dla_core: Annotated[int | None, typer.Option(metavar="N", help="Prefer this DLA, with the GPU behind it.")] = None,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(metavar="X.Y", help="For target rtx, may be repeated. Default: 8.0 and up.")
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Also build what an earlier, stopped build finished.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+) -> None:
+    """Build TensorRT engines of a bundle, and add them to it. Needs TensorRT, no torch and no checkpoint.
+
+    Each graph is built in a process of its own. A build that was stopped goes on where it was.
+
+    Example:
+      edgevqa build bundle --target rtx --precision fp16 --batch 1,8
+    """
+    from edgevqa.export.engine.build import build as build_engines
+    from edgevqa.export.engine.options import BuildOptions, parse_axis, parse_size
+
+    options = BuildOptions(
+        target=target,
+        precision=precision,
+        batch=_sizes(batch),
+        max_question=max_question,
+        max_new_tokens=max_new_tokens,
+        axes=dict(parse_axis(each) for each in axis or []),
+        workspace_bytes=None if workspace is None else parse_size(workspace, "--workspace"),
+        memory_budget_bytes=None if memory_budget is None else parse_size(memory_budget, "--memory-budget"),
+        timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        strip_weights=strip_weights,
+        refit=refit,
+        dla_core=dla_core,
+        compute_capabilities=tuple(compute_capability or ()),
+        rebuild=rebuild,
+    )
+    with step_bar("Building") as report:
+        built = build_engines(bundle, options, report=report)
+    for graph, lines in built.warnings.items():
+        note(f"{graph}: {lines[0]}" + (f" (and {len(lines) - 1} more warnings)" if len(lines) > 1 else ""))
+    if as_json:
+        print_json(built)
+        return
+    rows = [
+        (
+            name,
+            readable_bytes(engine.size_bytes),
+            "reused" if name in built.reused else f"{engine.seconds:.1f}",
+            f"{engine.peak_memory_mb:,.0f}",
+            str(len(engine.profiles)),
+            ", ".join(engine.high_layers) or "-",
+        )
+        for name, engine in built.record.graphs.items()
+    ]
+    print_table(("graph", ">size", ">s", ">peak MB", ">profiles", "layers in FP32"), rows, title=built.key)
+    version = ".".join(map(str, built.record.tensorrt_version))
+    print_text(f"\n{built.bundle}/engines/{built.key}: {built.record.flavour} {version}, in {built.seconds:.0f} s")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--batch {text}: expected numbers with commas between, such as 1,4,8.") from error

@@ -1,0 +1,238 @@
+"""The building process: reads one job from standard input, writes an engine, and tells its progress as JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgevqa.export.engine.flavours import Toolkit, capability_member, load_toolkit, refuse_impossible
+from edgevqa.export.engine.network import advice, high_layers, parse_network, tensors
+from edgevqa.export.engine.protocol import Built, Job, Phase, Refused, encode_line
+from edgevqa.runtime.engines import Profile
+from edgevqa.runtime.errors import CheckFailed, EdgeVQAError
+
+_TOLD_EVERY_S = 0.2
+# Said of every build, and true of ours: the runtime binds INT64, and TensorRT-RTX tunes when it loads.
+_KNOWN_WARNINGS = ("has Int64 binding", "timing cache will not be used", "Timing cache will not be used")
+
+
+class Cancelled(Exception):
+    """The parent asked to stop."""
+
+
+class _Stop:
+    """Whether the parent asked to stop; TensorRT asks at every step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def main() -> int:
+    """Build the job on standard input. 0 when it was built or the reason was told."""
+    with _standard_output_to_errors() as out:
+        stop = _Stop()
+        signal.signal(signal.SIGTERM, stop.ask)
+        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+        try:
+            line = encode_line(build(job, stop, lambda phase: _write(out, encode_line(phase))))
+        except Cancelled:
+            return 130
+        except EdgeVQAError as error:
+            line = encode_line(Refused(message=str(error), exit_code=error.exit_code))
+        _write(out, line)
+    return 0
+
+
+def build(job: Job, stop: _Stop, tell: Callable[[Phase], None]) -> Built:
+    """Parse, build and write one engine. Raises `CheckFailed` with TensorRT's reason, and `Cancelled`."""
+    started = time.monotonic()
+    toolkit = load_toolkit(job.options.row)
+    refuse_impossible(job.options, toolkit)
+    trt = toolkit.module
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    network, parser = parse_network(toolkit, builder, logger, Path(job.onnx), job.graph, job.options.target)
+    inputs, outputs = tensors(network)
+    config = _configure(toolkit, builder, job)
+    config.progress_monitor = make_monitor(trt, stop, tell)
+    cache = _timing_cache(config, job.timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    del parser
+    if plan is None:
+        if stop.asked:
+            raise Cancelled
+        said = logger.errors[-1] if logger.errors else "the builder gave no reason"
+        raise CheckFailed(f"TensorRT cannot build graph '{job.graph}': {said}. {advice(said, job.options.target)}")
+    Path(job.engine).write_bytes(memoryview(plan))
+    _keep_timing_cache(cache, config, job.timing_cache)
+    names, operators = high_layers(toolkit, network) if job.half else ([], {})
+    return Built(
+        version=toolkit.version,
+        inputs=inputs,
+        outputs=outputs,
+        high_layers=names,
+        high_operators=operators,
+        seconds=time.monotonic() - started,
+        peak_memory_mb=peak_memory_mb(),
+        warnings=logger.warnings[:20],
+    )
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps errors and warnings as they came."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(" ".join(msg.split()))
+            elif severity == trt.ILogger.Severity.WARNING and not any(each in msg for each in _KNOWN_WARNINGS):
+                self.warnings.append(" ".join(msg.split()))
+
+    return Logger()
+
+
+def make_monitor(trt: Any, stop: _Stop, tell: Callable[[Phase], None]) -> Any:
+    """A progress monitor that tells the outermost phase and its steps, and cancels when `stop` was asked."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[str | None, int]] = {}
+            self.told = 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phases[phase_name] = (parent_phase, num_steps)
+            if not parent_phase:
+                tell(Phase(name=phase_name, done=0, total=num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            parent, total = self.phases.get(phase_name, (None, 0))
+            if not parent and time.monotonic() - self.told > _TOLD_EVERY_S:
+                self.told = time.monotonic()
+                tell(Phase(name=phase_name, done=step + 1, total=total))
+            return not stop.asked
+
+        def phase_finish(self, phase_name: str) -> None:
+            parent, total = self.phases.pop(phase_name, (None, 0))
+            if not parent:
+                tell(Phase(name=phase_name, done=total, total=total))
+
+    return Monitor()
+
+
+def _configure(toolkit: Toolkit, builder: Any, job: Job) -> Any:
+    trt, options = toolkit.module, job.options
+    config = builder.create_builder_config()
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    flags = [
+        ("VERSION_COMPATIBLE", options.version_compatible),
+        ("STRIP_PLAN", options.strip_weights),
+        ("REFIT", options.refit),
+        ("GPU_FALLBACK", options.dla_core is not None),
+    ]
+    for name, wanted in flags:
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.dla_core is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = options.dla_core
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can then name our layers
+    _set_capabilities(toolkit, config, options.compute_capabilities or options.row.compute_capabilities)
+    for profile in job.profiles:
+        config.add_optimization_profile(_profile(builder, profile))
+    return config
+
+
+def _set_capabilities(toolkit: Toolkit, config: Any, wanted: tuple[str, ...]) -> None:
+    """TensorRT-RTX builds for the GPUs that are named; TensorRT for the one at hand."""
+    members = [member for each in wanted if (member := _member(toolkit, each)) is not None]
+    if not hasattr(toolkit.module, "ComputeCapability") or not members:
+        return
+    config.num_compute_capabilities = len(members)
+    for number, member in enumerate(members):
+        config.set_compute_capability(member, number)
+
+
+def _member(toolkit: Toolkit, capability: str) -> Any:
+    return capability_member(toolkit, capability) if hasattr(toolkit.module, "ComputeCapability") else None
+
+
+def _profile(builder: Any, profile: Profile) -> Any:
+    made = builder.create_optimization_profile()
+    for name, sides in profile.items():
+        made.set_shape(name, tuple(sides.min), tuple(sides.opt), tuple(sides.max))
+    return made
+
+
+def _timing_cache(config: Any, path: str | None) -> Any:
+    """The timing cache of earlier builds; an unreadable or foreign one is begun anew."""
+    if path is None:
+        return None
+    data = Path(path).read_bytes() if Path(path).is_file() else b""
+    for content in (data, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
+
+
+def _keep_timing_cache(cache: Any, config: Any, path: str | None) -> None:
+    if cache is None or path is None:
+        return
+    used = config.get_timing_cache()
+    if used is None:
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(memoryview(used.serialize()))
+    temporary.replace(path)
+
+
+def peak_memory_mb() -> float:
+    """The process's highest resident size so far, in MB of 10^6 bytes; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+@contextlib.contextmanager
+def _standard_output_to_errors() -> Any:
+    """TensorRT's own prints must not mix with our lines: keep standard output for us, give it standard error."""
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield ours
+    finally:
+        os.close(ours)
+
+
+def _write(out: int, line: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(out, line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

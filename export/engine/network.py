@@ -1,0 +1,112 @@
+"""A graph as TensorRT's network: parsed, with errors that name our graph, our layer and the fix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgevqa.export.engine.flavours import Toolkit, network_flags
+from edgevqa.runtime.errors import CheckFailed
+from edgevqa.runtime.manifest import TensorSpec
+
+# What parsers and builders say, and what helps. The first that fits is told.
+_FIXES = (
+    ("non-zero zero point", "Quantise for the target: edgevqa quantize BUNDLE --precision int8 --target {target}"),
+    ("uint8", "Quantise for the target: edgevqa quantize BUNDLE --precision int8 --target {target}"),
+    (
+        "int32 but must have type",
+        "Leave biases unquantised: edgevqa quantize BUNDLE --precision int8 --target {target}",
+    ),
+    ("opset", "Export again for the target: edgevqa export SOURCE --target {target} -o BUNDLE"),
+    ("attention", "Export again: our own graphs write attention as MatMul, Softmax, MatMul."),
+    ("dedicated kernel", "Build the fp16 variant: FP32 attention has no kernel here."),
+    ("compute capability", "Name compute capabilities of 8.0 and up, or build the fp16 variant."),
+    ("unsupported", "Export again for the target: edgevqa export SOURCE --target {target} -o BUNDLE"),
+    ("out of memory", "Raise --workspace, or build the fp16 or int8 variant."),
+    ("workspace", "Raise --workspace."),
+)
+_ARITHMETIC = ("MATRIX_MULTIPLY", "CONVOLUTION", "NORMALIZATION", "SOFTMAX", "ATTENTION")
+
+
+def parse_network(toolkit: Toolkit, builder: Any, logger: Any, onnx: Path, graph: str, target: str) -> tuple[Any, Any]:
+    """The strongly typed network of an ONNX file, and the parser, which must live as long (it owns the weights).
+
+    Raises `CheckFailed` for what the parser refuses.
+    """
+    network = builder.create_network(network_flags(toolkit.module))
+    parser = toolkit.module.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        raise CheckFailed(parser_message(graph, target, [_told(error) for error in errors]))
+    return network, parser
+
+
+def parser_message(graph: str, target: str, errors: list[tuple[str, str, str]]) -> str:
+    """The message for errors of (layer, operator, description)."""
+    layer, operator, said = errors[0] if errors else ("", "", "the parser gave no reason")
+    place = f", layer '{layer}'" if layer else ""
+    kind = f" ({operator})" if operator else ""
+    more = f" {len(errors) - 1} more." if len(errors) > 1 else ""
+    return f"TensorRT cannot read graph '{graph}'{place}{kind}: {_short(said)}.{more} {advice(said, target)}"
+
+
+def advice(said: str, target: str) -> str:
+    """What helps against an error."""
+    lowered = said.lower()
+    for pattern, fix in _FIXES:
+        if pattern in lowered:
+            return fix.format(target=target)
+    return "Report it with 'edgevqa inspect --json' of the bundle, if an exported bundle gives it."
+
+
+def tensors(network: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs as the engine will have them; dynamic axes are called by their names where they have some."""
+    inputs = [_spec(network.get_input(number)) for number in range(network.num_inputs)]
+    return inputs, [_spec(network.get_output(number)) for number in range(network.num_outputs)]
+
+
+def high_layers(toolkit: Toolkit, network: Any) -> tuple[list[str], dict[str, int]]:
+    """Layers that compute in FP32: the names of the arithmetic ones, and how many there are of each type."""
+    names: list[str] = []
+    types: Counter[str] = Counter()
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.num_outputs == 0 or layer.get_output(0).dtype != toolkit.module.DataType.FLOAT:
+            continue
+        kind = layer.type.name
+        if kind in ("CONSTANT", "CAST", "SHAPE", "SHUFFLE"):
+            continue
+        types[kind] += 1
+        if kind in _ARITHMETIC:
+            names.append(layer.name)
+    return names, dict(sorted(types.items()))
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    shape = [
+        size if size >= 0 else (tensor.get_dimension_name(axis) or f"axis_{axis}")
+        for axis, size in enumerate(tuple(tensor.shape))
+    ]
+    return TensorSpec(name=tensor.name, dtype=_DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), shape=shape)
+
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+    "FP8": "float8_e4m3fn",
+}
+
+
+def _told(error: Any) -> tuple[str, str, str]:
+    return str(error.node_name()), str(error.node_operator()), str(error.desc())
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:300].rstrip(".")

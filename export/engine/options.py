@@ -1,0 +1,91 @@
+"""What a build can be told: one configuration for the command line, the Python API and engine.json."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.targets import Target, target
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+MAX_OPTIMIZATION_LEVEL = 5
+
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How engines are built.
+
+    `precision` is a precision or a variant of the bundle; None takes the best that the bundle has for the target.
+    `batch` lists sizes: each engine gets a profile for one row, and one that spans them. `max_question` (tokens) and
+    `max_new_tokens` (slots of the key-value cache) are the bundle's where 0. `axes` gives (least, usual, most) for axes
+    by name. `workspace_bytes` is TensorRT's own pool, `memory_budget_bytes` what the building process may take in all.
+    `compute_capabilities` ("8.9") are for TensorRT-RTX, which builds for GPUs that are not there.
+    """
+
+    target: str
+    precision: str | None = None
+    batch: tuple[int, ...] = (1, 4, 8)
+    max_question: int = 0
+    max_new_tokens: int = 0
+    axes: dict[str, tuple[int, int, int]] = {}
+    workspace_bytes: int | None = None
+    memory_budget_bytes: int | None = None
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+    dla_core: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        row = self.row
+        if not row.builds_engines:
+            reason = row.cannot.get("build", f"it runs the ONNX graphs with {row.backend}, no engine is needed")
+            raise InputError(f"Target '{self.target}' has no engines to build: {reason}.")
+        if not self.batch or min(self.batch) < 1:
+            raise InputError(f"--batch {','.join(map(str, self.batch))}: expected sizes of 1 or more, such as 1,4,8.")
+        if min(self.max_question, self.max_new_tokens) < 0:
+            raise InputError("--max-question and --max-new-tokens are counts of tokens; expected 1 or more.")
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
+            raise InputError(f"--optimization-level {level}: expected 0 (quick build) to {MAX_OPTIMIZATION_LEVEL}.")
+        for name, (low, usual, high) in self.axes.items():
+            if not 1 <= low <= usual <= high:
+                raise InputError(f"--axis {name}={low}:{usual}:{high}: expected 1 <= least <= usual <= most.")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise InputError(f"--compute-capability {capability}: expected a number such as 8.9.")
+        if self.compute_capabilities and row.flavour != "tensorrt-rtx":
+            raise InputError(
+                f"--compute-capability is for target 'rtx'; engines for '{self.target}' are built for the GPU at hand."
+            )
+        if self.dla_core is not None and not row.dla:
+            raise InputError(f"--dla-core: {row.cannot.get('DLA', 'this target has no DLA')}.")
+
+    @property
+    def row(self) -> Target:
+        """The target's facts."""
+        return target(self.target)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of `2GB`, `512MiB` or a plain number. Raises `InputError` naming the option."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    unit = match.group(2) if match else ""
+    if match is None or unit not in _UNITS or float(match.group(1)) <= 0:
+        raise InputError(f"{option} {text}: expected a size such as 2GB or 512MiB.")
+    return int(float(match.group(1)) * _UNITS[unit])
+
+
+def parse_axis(text: str) -> tuple[str, tuple[int, int, int]]:
+    """`frames=1:4:8` as a name and its least, usual and most. Raises `InputError`."""
+    match = re.fullmatch(r"(\w+)=(\d+):(\d+):(\d+)", text.strip())
+    if match is None:
+        raise InputError(f"--axis {text}: expected NAME=LEAST:USUAL:MOST, such as frames=1:4:8.")
+    low, usual, high = (int(part) for part in match.groups()[1:])
+    return match.group(1), (low, usual, high)

@@ -1,0 +1,127 @@
+"""Real TensorRT-RTX engines, built without a GPU: nothing here can run them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from edgevqa.export.engine.build import build
+from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.process import run_job
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
+from edgevqa.export.engine.protocol import Job
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.engines import check_engine, load_record
+from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError
+from edgevqa.runtime.plans import read_header
+
+pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.tensorrt
+
+
+@pytest.fixture
+def bundle_path(reference_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_bundle, tmp_path / "bundle"))
+
+
+def job(bundle: Bundle, graph: str, tmp_path: Path, **changes: object) -> Job:
+    options = BuildOptions(target="rtx", **changes)  # type: ignore[arg-type]
+    graphs = bundle.variant("fp32").graphs
+    return Job(
+        graph=graph,
+        onnx=str(bundle.graph_path("fp32", graph)),
+        engine=str(tmp_path / f"{graph}.engine"),
+        profiles=graph_profiles(graph, graphs[graph], axis_ranges(bundle.manifest, graphs, options)),
+        options=options,
+        half=False,
+        timing_cache=None,
+    )
+
+
+def test_every_graph_is_built_and_recorded(bundle_path: Path) -> None:
+    built = build(bundle_path, BuildOptions(target="rtx", batch=(1, 4)))
+    bundle = Bundle.open(bundle_path)
+    record = load_record(bundle, "rtx/fp32")
+    assert record == built.record
+    assert set(record.graphs) == set(bundle.variant("fp32").graphs)
+    for name, engine in record.graphs.items():
+        path = check_engine(bundle, "rtx/fp32", name, record)
+        assert read_header(path).version == record.tensorrt_version
+        assert [tensor.name for tensor in engine.inputs] == [t.name for t in bundle.graph("fp32", name).inputs]
+        assert [tensor.dtype for tensor in engine.outputs] == [t.dtype for t in bundle.graph("fp32", name).outputs]
+        assert len(engine.profiles) == 2
+        assert engine.size_bytes == path.stat().st_size
+    assert all(report.passed for report in bundle.verify())
+
+
+def test_a_stopped_build_goes_on_where_it_was(bundle_path: Path) -> None:
+    options = BuildOptions(target="rtx", batch=(1,))
+    seen: list[str] = []
+
+    def stop_at_the_third(what: str, done: int, total: int) -> None:
+        seen.append(what)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    before = {path: path.read_bytes() for path in bundle_path.rglob("*") if path.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle_path, options, report=stop_at_the_third)
+    assert {path: path.read_bytes() for path in bundle_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in bundle_path.parent.iterdir()] == ["bundle"]
+    built = build(bundle_path, options)
+    assert len(built.reused) == 2
+    assert not build(bundle_path, options).reused, "what the bundle has is not kept twice"
+
+
+def test_a_graph_that_tensorrt_refuses_names_graph_layer_and_fix(bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    made = job(bundle, "projector", tmp_path)
+    model = ir.load(made.onnx)
+    node = next(node for node in model.graph if node.op_type == "Relu")
+    node.op_type, node.domain = "NoSuchOperator", "com.example"
+    model.opset_imports["com.example"] = 1
+    ir.save(model, Path(made.onnx))
+    with pytest.raises(CheckFailed, match=rf"graph 'projector', layer '{node.name}' \(NoSuchOperator\)"):
+        run_job(made, lambda phase, resident: None)
+
+
+def test_memory_over_the_budget_ends_the_build(bundle_path: Path, tmp_path: Path) -> None:
+    made = job(Bundle.open(bundle_path), "language_decoder", tmp_path)
+    with pytest.raises(CheckFailed, match=r"'language_decoder' took \d+ MB of memory; the budget is 100 MB"):
+        run_job(made, lambda phase, resident: None, memory_budget_bytes=100_000_000)
+    assert not Path(made.engine).exists()
+
+
+def test_a_killed_child_is_reported_with_what_it_reached(bundle_path: Path, tmp_path: Path) -> None:
+    made = job(Bundle.open(bundle_path), "language_decoder", tmp_path)
+
+    def kill(phase: object, resident: float) -> None:
+        for pid in _children():
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(EdgeVQAError, match=r"built graph 'language_decoder' was killed after it had taken [\d,]+ MB"):
+        run_job(made, kill)
+
+
+def _children() -> list[int]:
+    text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii")
+    return [int(pid) for pid in text.split()]
+
+
+def test_impossible_options_are_refused_with_the_reason(bundle_path: Path) -> None:
+    options = BuildOptions(target="rtx", version_compatible=True, refit=True, compute_capabilities=("8.7",))
+    with pytest.raises(InputError) as caught:
+        build(bundle_path, options)
+    for part in ("--version-compatible", "--refit", "8.7: this TensorRT-RTX knows"):
+        assert part in str(caught.value)
+
+
+def test_compute_capability_7_5_takes_no_fp32_product(bundle_path: Path, tmp_path: Path) -> None:
+    made = job(Bundle.open(bundle_path), "projector", tmp_path, compute_capabilities=("7.5",))
+    with pytest.raises(CheckFailed, match="cannot build graph 'projector'"):
+        run_job(made, lambda phase, resident: None)
