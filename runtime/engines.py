@@ -35,8 +35,10 @@ Profile = dict[str, ShapeRange]
 
 
 class GraphEngine(_Record, frozen=True, kw_only=True):
-    """One engine. `high_layers` stay FP32 in an FP16 or INT8 engine, as the strongly typed graph says: the matrix
-    products and normalisations by name; `high_operators` counts all that do, by TensorRT's type.
+    """One engine, and what the strongly typed graph says of it.
+
+    `high_layers` are the matrix products and normalisations that stay FP32 in an FP16 or INT8 engine; `high_operators`
+    counts all operators that do, by TensorRT's type.
 
     `weights_sha256` is that of the variant's external data, None where the graph holds its weights. `peak_memory_mb` is
     the building process's highest resident size, in MB of 10^6 bytes.

@@ -19,11 +19,11 @@ RECORD_NAME = "engine.json"
 def inspect_engine_file(path: Path, *, as_json: bool) -> None:
     """Print what a plan or an engine.json says. Raises `BundleError` for any other file."""
     if path.suffix == ".json" and not is_plan(path):
-        record = decode_record(path.read_bytes(), where=str(path))
+        only = decode_record(path.read_bytes(), where=str(path))
         if as_json:
-            print_json({"record": record, "fits": _fits(record, path)})
+            print_json({"record": only, "fits": _fits(only, path)})
         else:
-            print_engines(str(path), record)
+            print_engines(str(path), only)
         return
     header = read_header(path)
     beside = path.parent / RECORD_NAME
