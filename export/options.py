@@ -34,9 +34,10 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"--precision {self.precision}: export writes fp32, the only precision of this version. "
                 "Leave --precision out."
             )
-        highest = min(MAX_OPSET, target(self.target).max_opset)
-        if self.opset and not MIN_OPSET <= self.opset <= highest:
-            raise InputError(f"--opset {self.opset}: for target '{self.target}' use {MIN_OPSET} to {highest}.")
+        row = target(self.target)
+        lowest, highest = min(MIN_OPSET, row.opset), min(MAX_OPSET, row.max_opset)
+        if self.opset and not lowest <= self.opset <= highest:
+            raise InputError(f"--opset {self.opset}: for target '{self.target}' use {lowest} to {highest}.")
 
     @property
     def chosen_opset(self) -> int:

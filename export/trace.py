@@ -11,6 +11,7 @@ import warnings
 import onnx_ir as ir
 import torch
 
+from edgevqa.export import legacy
 from edgevqa.export.passes import clean, quiet
 from edgevqa.export.spec import GraphPlan
 
@@ -20,7 +21,8 @@ IR_VERSION = 10  # readers: ONNX Runtime 1.18 and later, TensorRT 10, OpenVINO 2
 def trace(plan: GraphPlan, *, opset: int) -> ir.Model:
     """The graph of `plan` as an onnx_ir model whose large tensors still lie in the torch parameters.
 
-    Raises `RuntimeError` naming the graph when the tracer fails, or when inputs or outputs are not those planned.
+    The tracer writes opset 18 and up; 17 is lowered from it (`export/legacy.py`). Raises `RuntimeError` naming the graph
+    when the tracer fails, or when inputs or outputs are not those planned.
     """
     with warnings.catch_warnings(), quiet("torch.onnx", "torch.export", "torch.fx"), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -29,7 +31,7 @@ def trace(plan: GraphPlan, *, opset: int) -> ir.Model:
                 plan.module.eval(),
                 plan.args,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=max(opset, legacy.TRACED_OPSET),
                 dynamic_shapes=plan.dynamic_shapes,
                 input_names=plan.input_names,
                 output_names=plan.output_names,
@@ -44,6 +46,8 @@ def trace(plan: GraphPlan, *, opset: int) -> ir.Model:
     model.ir_version = IR_VERSION
     model.graph.name = plan.name
     model.producer_name, model.producer_version = "edgevqa", None
+    if opset < legacy.TRACED_OPSET:
+        legacy.lower(model)
     _check_names(plan, model)
     return model
 

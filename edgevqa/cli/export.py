@@ -72,6 +72,12 @@ def export(
         print_json({"bundle": str(output), "seconds": round(exported.seconds, 2), "manifest": manifest})
         return
     print_exported(exported, output)
+    if exported.bundle.manifest.target == "jetson-orin-legacy":
+        from edgevqa.export.legacy import trtexec_lines
+
+        print_text(f"\nOn the board, in {output}, with TensorRT 8.6 (upgrading to JetPack 6.1 is the better way):")
+        for line in trtexec_lines(exported.bundle.manifest):
+            print_text(line)
     note(f'Ask it: edgevqa ask {shlex.quote(str(output))} PICTURE "QUESTION"')
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from edgevqa.export import ExportOptions, export
 from edgevqa.export.components.vision import folded_out_proj
+from edgevqa.export.legacy import trtexec_lines
 from edgevqa.export.options import MAX_OPSET
 from edgevqa.export.sources import resolve_source
 from edgevqa.export.verify import cosine, max_abs_difference
@@ -108,6 +110,23 @@ def test_the_manifest_tells_where_the_model_came_from(golden_bundle: Callable[[s
     assert str(golden_root) not in json.dumps(manifest)  # no path of the exporting machine
     tokenizer = golden_root / "pretrained" / "t5-tiny" / "tokenizer.json"
     assert (golden_bundle("late") / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+
+def test_the_legacy_target_gets_opset_17_that_agrees(official: Write, tmp_path: Path) -> None:
+    """TensorRT 8.6 reads opset 17 and IR 8; parity is checked by the export itself, validity by onnx."""
+    folder = official()
+    options = options_for(folder, target="jetson-orin-legacy")
+    exported = export(str(folder / "ckpt.pth"), tmp_path / "bundle", options)
+    assert exported.parity is not None
+    assert exported.parity.answers_identical == exported.parity.answers_compared
+    lines = list(trtexec_lines(exported.bundle.manifest))
+    for (name, graph), line in zip(exported.bundle.manifest.variants["fp32"].graphs.items(), lines, strict=True):
+        assert (graph.opset, graph.ir_version) == (17, 8)
+        model = onnx.load(exported.bundle.graph_path("fp32", name), load_external_data=False)
+        assert all("axes" in {a.name for a in n.attribute} for n in model.graph.node if n.op_type == "ReduceMean")
+        onnx.checker.check_model(str(exported.bundle.graph_path("fp32", name)), full_check=True)
+        assert line.startswith(f"trtexec --onnx={graph.file.path} --saveEngine={name}.engine --fp16")
+    assert "--maxShapes=decoder_input_ids:8x1" in lines[-1]
 
 
 @pytest.mark.parametrize("opset", [18, MAX_OPSET])
