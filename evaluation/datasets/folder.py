@@ -18,7 +18,10 @@ FIELDS = ("image", "question", "answer")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table; `image` is a path inside the folder. Further fields are ignored."""
+    """One line of the table; `image` is a path inside the folder. Further fields are ignored.
+
+    An empty `answer` (`""`, `[]`) says that none is known: such a question can be asked, not scored.
+    """
 
     image: str
     question: str
@@ -41,7 +44,7 @@ class FolderDataset:
         row = self._rows[index]
         return Sample(
             question=row.question,
-            answers=[row.answer] if isinstance(row.answer, str) else row.answer,
+            answers=_known(row.answer),
             question_type=row.type,
             image_id=row.image,
             question_id=str(index),
@@ -56,7 +59,10 @@ def open_folder(folder: Path) -> FolderDataset:
     """Read a folder's table. Raises `InputError` naming the file and the line that cannot be used."""
     table = next((folder / name for name in TABLE_NAMES if (folder / name).is_file()), None)
     if table is None:
-        raise InputError(f"{folder} has no {' or '.join(TABLE_NAMES)}; expected the fields {', '.join(FIELDS)}.")
+        raise InputError(
+            f"{folder} has no {' or '.join(TABLE_NAMES)}; expected the fields {', '.join(FIELDS)}. "
+            "For pictures alone put typical questions into a questions.txt there, one a line."
+        )
     rows = _read_csv(table) if table.suffix == ".csv" else _read_jsonl(table)
     if not rows:
         raise InputError(f"{table} holds no question.")
@@ -96,6 +102,11 @@ def _read_jsonl(table: Path) -> list[Row]:
             except msgspec.MsgspecError as error:
                 raise InputError(f"{table}, line {number}: {error}.") from error
     return rows
+
+
+def _known(answer: str | list[str]) -> list[str]:
+    answers = [answer] if isinstance(answer, str) else answer
+    return [text for text in answers if text.strip()]
 
 
 def _inside(folder: Path, image: str) -> bool:
