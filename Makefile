@@ -38,5 +38,5 @@ clean: ## remove the environment, what was built and what was cached
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("edgevqa needs Python 3.10 or later; this is %d.%d. Try: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,data,dev,export,report]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,data,dev,export,openvino,report,tensorrt-rtx]'
 	@touch $@

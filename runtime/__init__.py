@@ -14,16 +14,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgevqa.runtime.answer_stream import AnswerStream
     from edgevqa.runtime.bundle import Bundle
     from edgevqa.runtime.errors import EdgeVQAError
-    from edgevqa.runtime.pipeline import AnswerStream, Pipeline
+    from edgevqa.runtime.pipeline import Pipeline
     from edgevqa.runtime.pipelines.base import Answer, PipelineOptions
 
 __all__ = ["Answer", "AnswerStream", "Bundle", "EdgeVQAError", "Pipeline", "PipelineOptions"]
 
 _HOMES = {
     "Answer": "edgevqa.runtime.pipelines.base",
-    "AnswerStream": "edgevqa.runtime.pipeline",
+    "AnswerStream": "edgevqa.runtime.answer_stream",
     "Bundle": "edgevqa.runtime.bundle",
     "EdgeVQAError": "edgevqa.runtime.errors",
     "Pipeline": "edgevqa.runtime.pipeline",

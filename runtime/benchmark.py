@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edgevqa.runtime.backend_choice import Note
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import Rgb
 from edgevqa.runtime.pipeline import Pipeline
-
-FIRST_QUESTION = "what color is the shape on the left?"
-NEXT_QUESTION = "how many shapes are there?"
+from edgevqa.runtime.synthetic import FIRST_QUESTION, NEXT_QUESTION, noise_picture
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,31 +59,24 @@ def measure(
     runs: int = 20,
     warm_up_runs: int = 3,
     progress: Progress | None = None,
+    note: Note | None = None,
     **options: Any,
 ) -> LatencyReport:
     """Load the bundle and time `runs` first and next answers on one synthetic picture, in one process.
 
-    `options` are the fields of `PipelineOptions`; questions are not cached, the picture's trunk is. `progress` is
-    called while big files are hashed. Raises `ConfigError` for fewer than one run, and what `Pipeline.load` raises.
+    `options` are the fields of `PipelineOptions`; questions are not cached, the picture's trunk is. `progress` and
+    `note` are called as by `Pipeline.load`. Raises `ConfigError` for fewer than one run, and what loading raises.
     """
     if runs < 1 or warm_up_runs < 0:
         raise ConfigError(f"runs is {runs} and warm_up_runs {warm_up_runs}; expected at least 1 and 0.")
     start = time.perf_counter()
-    with Pipeline.load(path, progress=progress, **{**options, "question_cache_mb": 0}) as pipeline:
+    with Pipeline.load(path, progress=progress, note=note, **{**options, "question_cache_mb": 0}) as pipeline:
         load_ms = (time.perf_counter() - start) * 1e3
-        picture = synthetic_picture(pipeline)
+        picture = noise_picture(pipeline.manifest.image)
         for _ in range(warm_up_runs):
             _run_once(pipeline, picture)
         pipeline.statistics.history = {}
         return _report(pipeline, [_run_once(pipeline, picture) for _ in range(runs)], warm_up_runs, load_ms)
-
-
-def synthetic_picture(pipeline: Pipeline) -> Rgb:
-    """The same coloured noise each time, RGB uint8, half as large again as what the vision graph takes."""
-    image = pipeline.manifest.image
-    height, width = (image.height, image.width) if image is not None else (64, 64)
-    noise = np.random.default_rng(0)
-    return noise.integers(0, 256, size=(height * 3 // 2, width * 3 // 2, 3), dtype=np.uint8)
 
 
 class _Run(msgspec.Struct, frozen=True):

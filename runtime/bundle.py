@@ -76,6 +76,14 @@ class Bundle:
         self._require([weights])
         return self.root / weights.path
 
+    def report_path(self, variant: str) -> Path | None:
+        """The variant's report of its layers, checked; None where it has none."""
+        report = self.variant(variant).report
+        if report is None:
+            return None
+        self._require([report])
+        return self.root / report.path
+
     @property
     def tokenizer_path(self) -> Path | None:
         """The tokenizer file, checked; None for a model without text."""

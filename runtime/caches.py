@@ -109,7 +109,7 @@ class HostKeyValueCache:
         self._buffers: dict[str, Array] = {}
         for spec in inputs:
             if spec.name.startswith(("past_key.", "past_value.")):
-                shape = _cache_shape(spec, batch, capacity)
+                shape = cache_shape(spec, batch, capacity)
                 self._buffers[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
 
     def inputs(self) -> Mapping[str, Tensor | Array]:
@@ -130,7 +130,8 @@ class HostKeyValueCache:
             buffer[:, :, : self.length] = buffer[rows, :, : self.length]
 
 
-def _cache_shape(spec: TensorSpec, batch: int, capacity: int) -> tuple[int, int, int, int]:
+def cache_shape(spec: TensorSpec, batch: int, capacity: int) -> tuple[int, int, int, int]:
+    """(batch, heads, capacity, head) of a decoder's past input. Raises `BundleError` without numbers for two of them."""
     heads, head = (spec.shape[1], spec.shape[3]) if len(spec.shape) == 4 else ("", "")
     if not isinstance(heads, int) or not isinstance(head, int):
         raise BundleError(

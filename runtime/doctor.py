@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 
 import msgspec
 
 from edgevqa import __version__
+from edgevqa.runtime.errors import UnavailableError
 from edgevqa.runtime.machine import Machine, read_machine
+from edgevqa.runtime.sessions import BACKEND_VARIABLE, BACKENDS
 
 BASE_PACKAGES = ("msgspec", "numpy", "pillow", "platformdirs", "tokenizers", "typer")
 
@@ -22,7 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("cuda-python", "tensorrt-rtx"),
     "export": ("onnx", "onnx-ir", "onnxscript", "optimum", "pyyaml", "safetensors", "torch", "transformers"),
     "data": ("easy-vqa",),
-    "report": ("jinja2",),
+    "report": ("jinja2", "matplotlib"),
 }
 """Each extra's packages, as pyproject.toml lists them (a test compares the two)."""
 
@@ -62,7 +65,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose() -> Diagnosis:
-    """Look at the machine and what is installed. Only ONNX Runtime is imported, to ask for its devices."""
+    """Look at the machine and what is installed. ONNX Runtime and OpenVINO are imported, to ask for their devices."""
     machine = read_machine()
     backends = find_backends(machine)
     return Diagnosis(
@@ -109,7 +112,7 @@ def find_backends(machine: Machine) -> list[Backend]:
     on_gpu = machine.gpus or machine.jetson
     return [
         _onnxruntime("gpu" if on_gpu else "cpu"),
-        _by_package("OpenVINO", "openvino", "openvino"),
+        _openvino(),
         _tensorrt(machine),
         _by_package("TensorRT-RTX", "tensorrt-rtx", "tensorrt-rtx", needs=("cuda-python",)),
     ]
@@ -117,11 +120,7 @@ def find_backends(machine: Machine) -> list[Backend]:
 
 def _onnxruntime(extra: str) -> Backend:
     """ONNX Runtime from any of its packages; imported, because only it knows its execution providers."""
-    packages = [
-        name
-        for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
-        if version_of(name)
-    ]
+    packages = [name for name in BACKENDS["onnxruntime"].distributions if version_of(name)]
     version, devices, problem = None, list[str](), None
     if importlib.util.find_spec("onnxruntime") is not None:
         version = version_of(packages[0]) if packages else "unknown"
@@ -133,6 +132,19 @@ def _onnxruntime(extra: str) -> Backend:
         problem = f"{' and '.join(packages)} overwrite each other's files: pip uninstall both, then install one"
     install = None if version is not None else install_command(extra)
     return Backend(name="ONNX Runtime", extra=extra, version=version, devices=devices, problem=problem, install=install)
+
+
+def _openvino() -> Backend:
+    """OpenVINO; imported (without its telemetry), because only it knows its devices."""
+    found = _by_package("OpenVINO", "openvino", "openvino")
+    if found.version is None or importlib.util.find_spec("openvino") is None:
+        return found
+    devices, problem = list[str](), None
+    try:
+        devices = importlib.import_module("edgevqa.runtime.sessions.ov").devices()
+    except (UnavailableError, RuntimeError) as error:
+        problem = f"it cannot be used: {error}"
+    return msgspec.structs.replace(found, devices=devices, problem=problem)
 
 
 def _by_package(name: str, extra: str, package: str, needs: tuple[str, ...] = ()) -> Backend:
@@ -159,6 +171,12 @@ def _tensorrt(machine: Machine) -> Backend:
 def _backend_advice(machine: Machine, backends: list[Backend]) -> list[str]:
     advice = [f"{backend.name}: {backend.problem}." for backend in backends if backend.problem is not None]
     usable = [backend for backend in backends if backend.version is not None and backend.problem is None]
+    ours = [row.name for row in BACKENDS.values() if row.installed() and row.flavour is None]
+    chosen = os.environ.get(BACKEND_VARIABLE)
+    if chosen:
+        advice.append(f"--backend auto is {chosen}, because {BACKEND_VARIABLE} says so.")
+    elif len(ours) > 1:
+        advice.append(f"--backend auto measures {' and '.join(ours)}, once for each bundle, and keeps the fastest.")
     if not usable:
         extra = "gpu" if machine.gpus else "cpu"
         advice.append(f"No backend can be used, so no question can be answered: {install_command(extra)}")

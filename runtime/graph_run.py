@@ -15,7 +15,7 @@ from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.graphs import choose_variant
 from edgevqa.runtime.manifest import TensorSpec
 from edgevqa.runtime.pipelines.base import PipelineOptions
-from edgevqa.runtime.sessions import open_session
+from edgevqa.runtime.sessions import choose_backend, open_session, split_backend
 from edgevqa.runtime.sessions.base import Array, SessionOptions
 from edgevqa.runtime.sessions.checks import check_names, describe
 
@@ -26,16 +26,18 @@ def run_graph(
     """Run `graph` of the bundle in folder `path`; returns its outputs by name.
 
     Arrays are cast to the graph's dtypes, and an array of one element takes the rank that the graph declares. Of the
-    options, those about precision, backend, threads and hashes count.
+    options, those about precision, backend, threads and hashes count; "auto" is the first backend that is installed.
 
     Raises `InputError` that lists missing and unknown names, or tells which array does not fit, and `BundleError`.
     """
     chosen = options or PipelineOptions()
     bundle = Bundle.open(path, check=chosen.check)
-    variant = choose_variant(bundle.manifest, chosen.precision)
+    named = split_backend(chosen.backend)[1].get(graph, chosen.backend)
+    backend = choose_backend(named).name
+    variant = choose_variant(bundle.manifest, chosen.precision, backend)
     inputs = conform(graph, arrays, bundle.graph(variant, graph).inputs)
     session_options = SessionOptions(threads=chosen.threads, provider_options=chosen.provider_options)
-    with open_session(bundle, variant, graph, backend=chosen.backend, options=session_options) as session:
+    with open_session(bundle, variant, graph, backend=backend, options=session_options) as session:
         return {name: tensor.numpy() for name, tensor in session.run(inputs).items()}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+import msgspec
+
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.counters import Statistics
 from edgevqa.runtime.errors import BundleError, ConfigError, InputError
 from edgevqa.runtime.manifest import Manifest, TensorSpec
-from edgevqa.runtime.sessions import choose_backend, open_session
+from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session, split_backend
 from edgevqa.runtime.sessions.base import Array, Session, SessionOptions, Tensor
 
 
@@ -22,13 +24,21 @@ class Graphs:
 
     @classmethod
     def load(cls, bundle: Bundle, variant: str, backend: str, options: SessionOptions) -> Graphs:
-        """Load every graph of the variant; when one fails, those already loaded are closed."""
-        bundle.require_files(variant)
-        chosen = choose_backend(backend).name
+        """Load every graph of the variant; when one fails, those already loaded are closed.
+
+        `backend` may name others for single graphs: `tensorrt,projector=onnxruntime`; `options.provider_options` are
+        not for those. Raises `ConfigError` for a graph that the variant lacks.
+        """
+        places = backends_by_graph(bundle, variant, backend)
+        main = choose_backend(backend).name
+        read = [name for name, place in places.items() if BACKENDS[place].flavour is None]
+        if read:  # engines hold the weights themselves
+            bundle.require_files(variant, read)
         sessions: dict[str, Session] = {}
         with ExitStack() as stack:
-            for name in bundle.variant(variant).graphs:
-                session = open_session(bundle, variant, name, backend=chosen, options=options)
+            for name, place in places.items():
+                own = options if place == main else msgspec.structs.replace(options, provider_options={})
+                session = open_session(bundle, variant, name, backend=place, options=own)
                 sessions[name] = stack.enter_context(session)
             stack.pop_all()
         return cls(sessions, Statistics())
@@ -62,22 +72,43 @@ class Graphs:
             session.close()
 
 
-def choose_variant(manifest: Manifest, precision: str | None) -> str:
-    """The variant called `precision`, else the first of that precision; for None fp32, else the first there is.
+def backends_by_graph(bundle: Bundle, variant: str, backend: str) -> dict[str, str]:
+    """The backend of every graph. Raises `ConfigError` for a graph that the variant lacks."""
+    graphs = bundle.variant(variant).graphs
+    _, others = split_backend(backend)
+    unknown = sorted(set(others) - set(graphs))
+    if unknown:
+        raise ConfigError(
+            f"--backend names the graph {', '.join(unknown)}; variant '{variant}' has {', '.join(graphs)}."
+        )
+    main = choose_backend(backend).name
+    return {name: others.get(name, main) for name in graphs}
 
-    Raises `InputError` naming the variants of the bundle.
+
+def choose_variant(manifest: Manifest, precision: str | None, backend: str) -> str:
+    """The variant called `precision`; else, of those of that precision, the one whose numerics `backend` likes best.
+
+    For None it is fp32, or the first variant there is. Numerics that the backend does not list come last, in the
+    manifest's order. A backend that runs engines takes a variant that has some, where there is one. Raises `InputError`
+    naming the variants of the bundle.
     """
     if not manifest.variants:
         raise ConfigError("The bundle has no variant, so there is nothing to run. Export it again.")
+    row = BACKENDS.get(backend)
+    possible = list(manifest.variants) if row is None else row.variants_of(manifest)
     if precision is None:
         precision = "fp32"
-        if not any(spec.precision == precision for spec in manifest.variants.values()):
-            return next(iter(manifest.variants))
-    if precision in manifest.variants:
+        if not any(manifest.variants[name].precision == precision for name in possible):
+            return possible[0]
+    if precision in manifest.variants and (
+        precision in possible or precision != manifest.variants[precision].precision
+    ):
         return precision
-    for name, spec in manifest.variants.items():
-        if spec.precision == precision:
-            return name
-    raise InputError(
-        f"The bundle has no variant '{precision}'; it has {', '.join(manifest.variants)}. Choose one of these."
-    )
+    order = {numerics: place for place, numerics in enumerate(() if row is None else row.likes)}
+    found = [name for name in possible if manifest.variants[name].precision == precision]
+    found = found or [name for name, spec in manifest.variants.items() if spec.precision == precision]
+    if not found:
+        raise InputError(
+            f"The bundle has no variant '{precision}'; it has {', '.join(manifest.variants)}. Choose one of these."
+        )
+    return min(found, key=lambda name: order.get(manifest.variants[name].numerics, len(order)))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 
+from edgevqa.runtime.answer_stream import AnswerStream
+from edgevqa.runtime.backend_choice import Note, choose_run
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import picture_key
 from edgevqa.runtime.counters import Lap, Statistics
 from edgevqa.runtime.decoding import softmax
 from edgevqa.runtime.errors import BundleError, ConfigError, EdgeVQAError, QuestionError
-from edgevqa.runtime.graphs import Graphs, choose_variant
+from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import ImageSource, load_image
 from edgevqa.runtime.manifest import GenerationSpec, Manifest
@@ -32,7 +34,7 @@ from edgevqa.runtime.pipelines.base import (
     Request,
     confidence_of,
 )
-from edgevqa.runtime.sessions import choose_backend
+from edgevqa.runtime.sessions import possible_backends
 from edgevqa.runtime.sessions.base import SessionOptions
 from edgevqa.runtime.text import Question, QuestionTokenizer
 
@@ -63,26 +65,37 @@ class Pipeline:
         self._closed = False
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Pipeline:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+        note: Note | None = None,
+        **options: Any,
+    ) -> Pipeline:
         """Load the bundle in folder `path`; the keywords are the fields of `PipelineOptions`.
 
-        `progress` is called while big files are hashed. Raises `BundleError`, `InputError` for a precision that the
-        bundle lacks, `ConfigError` for wrong options, and `MissingExtraError` when no backend is installed.
+        `progress` is called while big files are hashed, `note` when installed backends have to be measured. Raises
+        `BundleError`, `InputError` for a precision that the bundle lacks, `ConfigError` for wrong options, and
+        `MissingExtraError` when no backend is installed.
         """
         chosen = PipelineOptions.of(options)
-        choose_backend(chosen.backend)  # before the files are read: what is not installed is said at once
-        return cls.from_bundle(Bundle.open(path, check=chosen.check, progress=progress), chosen)
+        possible_backends(chosen.backend)  # before the files are read: what is not installed is said at once
+        return cls.from_bundle(Bundle.open(path, check=chosen.check, progress=progress), chosen, note=note)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, options: PipelineOptions | None = None) -> Pipeline:
-        """Load an opened bundle; raises what `load` raises."""
+    def from_bundle(
+        cls, bundle: Bundle, options: PipelineOptions | None = None, *, note: Note | None = None, profile: bool = False
+    ) -> Pipeline:
+        """Load an opened bundle; raises what `load` raises. With `profile` its sessions time their nodes."""
         options = options or PipelineOptions()
-        backend = choose_backend(options.backend).name
-        variant = choose_variant(bundle.manifest, options.precision)
-        session_options = SessionOptions(threads=options.threads, provider_options=options.provider_options)
-        graphs = Graphs.load(bundle, variant, backend, session_options)
+        run = choose_run(bundle, options, note)
+        session_options = SessionOptions(
+            threads=options.threads, provider_options=options.provider_options, profile=profile
+        )
+        graphs = Graphs.load(bundle, run.variant, run.backend, session_options)
         try:
-            return cls(bundle, graphs, options, variant=variant, backend=backend)
+            return cls(bundle, graphs, options, variant=run.variant, backend=run.backend)
         except BaseException:
             graphs.close()
             raise
@@ -90,6 +103,11 @@ class Pipeline:
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    @property
+    def graphs(self) -> Graphs:
+        """The sessions, owned by the pipeline."""
+        return self._graphs
 
     @property
     def statistics(self) -> Statistics:
@@ -306,68 +324,6 @@ class Pipeline:
             unknown_tokens=question.unknown_tokens,
             timing_ms=timing_ms,
         )
-
-
-class AnswerStream(Iterator[str]):
-    """Pieces of an answer's text as they are generated; `answer` is the whole one."""
-
-    def __init__(
-        self,
-        outcomes: Iterator[Outcome],
-        decode: Callable[[Sequence[int]], str],
-        finish: Callable[[Outcome], Answer],
-    ) -> None:
-        """Use `Pipeline.stream`."""
-        self._outcomes = outcomes
-        self._decode = decode  # tokens so far into the text that no further token can change
-        self._finish = finish
-        self._sent = ""
-        self._last: Outcome | None = None
-        self._answer: Answer | None = None
-        self._error: BaseException | None = None
-
-    def __next__(self) -> str:
-        """The next piece. No token can change a piece that was given. What stopped a stream is raised each time."""
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._next()
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._error = error
-            raise
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer; what was not iterated yet is generated first. Raises what stopped the stream."""
-        for _ in self:
-            pass
-        return self._end()
-
-    def _next(self) -> str:
-        while self._answer is None:
-            outcome = next(self._outcomes, None)
-            if outcome is None:
-                piece = self._new_part(self._end().text)
-            else:
-                self._last = outcome
-                piece = "" if outcome.choices else self._new_part(self._decode(outcome.generated.tokens))
-            if piece:
-                return piece
-        raise StopIteration
-
-    def _end(self) -> Answer:
-        if self._answer is None:
-            if self._last is None:
-                raise EdgeVQAError("The stream ended before the first token. Ask again.")
-            self._answer = self._finish(self._last)
-        return self._answer
-
-    def _new_part(self, text: str) -> str:
-        part = text[len(self._sent) :]
-        self._sent += part
-        return part
 
 
 def _add(total: _Times, spent: _Times) -> None:

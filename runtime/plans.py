@@ -60,3 +60,10 @@ def read_header(path: Path) -> PlanHeader:
 def readable_version(version: tuple[int, ...]) -> str:
     """`10.3.0.30`."""
     return ".".join(map(str, version))
+
+
+def parse_version(text: str) -> Version:
+    """`10.3.0.30`, or `10.3.0` with a build of 0."""
+    parts = [int(part) for part in text.split(".")[:4] if part.isdecimal()]
+    major, minor, patch, build = (*parts, 0, 0, 0, 0)[:4]
+    return major, minor, patch, build

@@ -57,7 +57,12 @@ _CPU: dict[Precision, tuple[Numerics, ...]] = {
     "int8": ("u8-fp32",),
     "mixed": ("u8-fp32",),
 }
-_OPENVINO: dict[Precision, tuple[Numerics, ...]] = {**_CPU, "int8": ("s8-fp32",), "mixed": ("s8-fp32",)}
+_OPENVINO: dict[Precision, tuple[Numerics, ...]] = {
+    **_CPU,
+    "bf16": ("bf16",),
+    "int8": ("s8-fp32",),
+    "mixed": ("s8-fp32",),
+}
 _TENSORRT: dict[Precision, tuple[Numerics, ...]] = {
     "fp32": ("fp32",),
     "fp16": ("fp16",),
@@ -82,9 +87,9 @@ _ROWS = (
         max_opset=23,
         numerics=_CPU,
         cannot={
-            "bf16": "ONNX Runtime has no BF16 kernels for CPUs; use fp32 or int8",
+            "bf16": "ONNX Runtime has no BF16 kernels for CPUs; use fp32 or int8, or target openvino",
             "fp8": "CPUs have no FP8 arithmetic; use int8",
-            "fp16 speed": "CPUs compute FP16 in FP32 with rounding: good for checking answers, not faster",
+            "fp16 speed": "CPUs compute FP16 in FP32 and round only what is stored: not faster, and never overflowing",
         },
     ),
     Target(
@@ -108,9 +113,8 @@ _ROWS = (
         max_opset=22,
         numerics=_OPENVINO,
         cannot={
-            "bf16": "we ask OpenVINO for exact FP32; use fp32 or int8",
             "fp8": "CPUs have no FP8 arithmetic; use int8",
-            "fp16 speed": "CPUs without AVX512-FP16 compute FP16 in FP32: good for checking answers, not faster",
+            "fp16 speed": "CPUs without AVX512-FP16 compute FP16 in FP32: not faster, and never overflowing",
         },
     ),
     Target(

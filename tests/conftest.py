@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,26 @@ CASES = ["s0", "s1", "s2", "s3", "b"]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache directory is left alone: hashes and choices of tests are remembered in a folder of their own."""
+    """The user's cache directory is left alone: hashes and choices of tests are remembered in a folder of their own.
+
+    What `auto` would choose depends on the machine, so it is ONNX Runtime but in the tests that are about choosing.
+    """
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVQA_CACHE_DIR", str(folder))
+        patch.setenv("EDGEVQA_BACKEND", "onnxruntime")
         yield folder
+
+
+@pytest.fixture
+def openvino() -> Any:
+    """OpenVINO, imported without reporting that over the network, as `import openvino` would."""
+    from edgevqa.runtime.sessions import BACKENDS
+    from edgevqa.runtime.sessions.ov import load_openvino
+
+    if not BACKENDS["openvino"].installed():
+        pytest.skip("openvino is not installed")
+    return load_openvino()
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +117,39 @@ def official(official_checkpoints: ModuleType, tmp_path: Path, golden_root: Path
         return path.parent
 
     return write
+
+
+@pytest.fixture(scope="session")
+def two_precisions(reference_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference bundle with a second variant, called INT8, whose weights are noisy: some of its answers change."""
+    import msgspec
+
+    from edgevqa.runtime.bundle import Bundle
+    from edgevqa.runtime.bundle_writer import BundleWriter
+    from edgevqa.runtime.manifest import VariantSpec
+
+    path = tmp_path_factory.mktemp("two") / "two.bundle"
+    shutil.copytree(reference_bundle, path)
+    bundle, name = Bundle.open(path), "int8-u8-fp32"
+    weights = bundle.weights_path("fp32")
+    assert weights is not None
+    exact = np.fromfile(weights, dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal(exact.size).astype(np.float32)
+    noisy = np.where(np.abs(exact) > 1e-20, exact * (1 + np.float32(0.5) * noise), exact)  # leave integers alone
+    layers = [{"name": "vision.fc1", "graph": "vision_trunk", "local_error": 0.25, "high": True, "reason": "<worst>"}]
+    with BundleWriter.extend(bundle) as writer:
+        graphs = {
+            graph: msgspec.structs.replace(
+                spec, file=writer.add_file(bundle.graph_path("fp32", graph), f"graphs/{name}/{graph}.onnx")
+            )
+            for graph, spec in bundle.manifest.variants["fp32"].graphs.items()
+        }
+        variant = VariantSpec(
+            precision="int8",
+            numerics="u8-fp32",
+            graphs=graphs,
+            weights=writer.add_bytes(noisy.astype(np.float32).tobytes(), f"graphs/{name}/weights.data"),
+            report=writer.add_bytes(msgspec.json.encode({"layers": layers}), f"calibration/{name}.json"),
+        )
+        writer.finish(msgspec.structs.replace(bundle.manifest, variants={**bundle.manifest.variants, name: variant}))
+    return path

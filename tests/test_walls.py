@@ -204,12 +204,9 @@ def test_a_file_says_its_job_on_its_first_line(room: str) -> None:
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function, from `def` to its end, without its docstring."""
-    lines = (function.end_lineno or function.lineno) - function.lineno + 1
-    first = function.body[0]
-    if ast.get_docstring(function) is not None:
-        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
-    return lines
+    """Lines of a function's body without its docstring; a command's options are a declaration, however many."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (function.end_lineno or function.lineno) - body[0].lineno + 1 if body else 0
 
 
 @pytest.mark.parametrize("room", BELOW)

@@ -46,7 +46,7 @@ def ask(
     precision: Annotated[
         str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
     threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
 ) -> None:
@@ -63,11 +63,10 @@ def ask(
     start = time.perf_counter()
     picture = load_image(image)
     image_ms = (time.perf_counter() - start) * 1e3
+    settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
     start = time.perf_counter()
     with progress_bar("Checking") as progress:
-        pipeline = Pipeline.load(
-            bundle, progress=progress, precision=precision, backend=backend, threads=threads, check=not no_verify
-        )
+        pipeline = Pipeline.load(bundle, progress=progress, note=note, **settings)
     bundle_ms = (time.perf_counter() - start) * 1e3
     options: AnswerOptions = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     if choices is not None:

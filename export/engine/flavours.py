@@ -9,7 +9,7 @@ import msgspec
 
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.errors import InputError, MissingExtraError, UnavailableError
-from edgevqa.runtime.plans import Version, readable_version
+from edgevqa.runtime.plans import Version, parse_version, readable_version
 from edgevqa.runtime.targets import Target
 
 _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx")}
@@ -48,13 +48,6 @@ def load_toolkit(row: Target) -> Toolkit:
     version = parse_version(str(module.__version__))
     check_version(row, version)
     return Toolkit(module, version)
-
-
-def parse_version(text: str) -> Version:
-    """`10.3.0.30`, or `10.3.0` with a build of 0."""
-    parts = [int(part) for part in text.split(".")[:4] if part.isdecimal()]
-    major, minor, patch, build = (*parts, 0, 0, 0, 0)[:4]
-    return major, minor, patch, build
 
 
 def check_version(row: Target, version: Version) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 from numpy.typing import NDArray
@@ -25,11 +25,37 @@ class Tensor(Protocol):
         ...
 
 
+@runtime_checkable
+class RepeatsRows(Protocol):
+    """A tensor that can be repeated where it is."""
+
+    def repeat_rows(self, copies: int) -> Tensor:
+        """Every row `copies` times, one after the other, as `numpy.repeat` does on axis 0."""
+        ...
+
+
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How graphs are run. `threads` 0 means the backend's default; `provider_options` go to the backend as they are."""
+    """How graphs are run. `threads` 0 means the backend's default; `provider_options` go to the backend as they are.
+
+    With `profile` the session is a `ProfiledSession`: slower, and only for looking at.
+    """
 
     threads: int = 0
     provider_options: dict[str, str] = {}
+    profile: bool = False
+
+
+class NodeTime(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as the backend ran it: the graph's nodes that it stands for, its kind, and the median time of its runs.
+
+    `products` are those of the graph's nodes that are matrix products.
+    """
+
+    nodes: tuple[str, ...]
+    products: tuple[str, ...]
+    kind: str
+    run_ms: float
+    runs: int
 
 
 class Session(Protocol):
@@ -50,3 +76,16 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class ProfiledSession(Protocol):
+    """A session that times its nodes."""
+
+    def forget_times(self) -> None:
+        """Begin anew: what ran before, such as a warm-up, does not count."""
+        ...
+
+    def node_times(self) -> list[NodeTime]:
+        """The times since then; afterwards the session can only be closed."""
+        ...

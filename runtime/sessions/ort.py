@@ -84,12 +84,16 @@ class OrtSession:
     ) -> None:
         self.close()
 
-    def _load(self, path: Path, options: SessionOptions) -> Any:
+    def _settings(self, options: SessionOptions) -> Any:
         settings = self._ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = 3  # errors only
         # Each graph has its own threads: those of one graph must not spin while the next one runs.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        return settings
+
+    def _load(self, path: Path, options: SessionOptions) -> Any:
+        settings = self._settings(options)
         provider = ("CPUExecutionProvider", dict(options.provider_options))
         try:
             return self._ort.InferenceSession(str(path), settings, providers=[provider])
@@ -119,7 +123,12 @@ class OrtSession:
 
 def open_session(bundle: Bundle, variant: str, graph: str, options: SessionOptions) -> OrtSession:
     """Load one graph of the bundle. The caller closes the session."""
-    return OrtSession(bundle.graph_path(variant, graph), graph, bundle.graph(variant, graph), options)
+    kind: type[OrtSession] = OrtSession
+    if options.profile:
+        from edgevqa.runtime.sessions.ort_profile import ProfiledOrtSession
+
+        kind = ProfiledOrtSession
+    return kind(bundle.graph_path(variant, graph), graph, bundle.graph(variant, graph), options)
 
 
 def _native(value: Tensor | Array) -> OrtTensor | Array:

@@ -10,13 +10,14 @@ import pytest
 
 from edgevqa.export.engine.build import choose_buildable
 from edgevqa.export.engine.estimate import check_budget, estimate_bytes
-from edgevqa.export.engine.flavours import check_version, parse_version
+from edgevqa.export.engine.flavours import check_version
 from edgevqa.export.engine.network import advice, parser_message
 from edgevqa.export.engine.options import BuildOptions, parse_axis, parse_size
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import CheckFailed, InputError
 from edgevqa.runtime.manifest import TensorSpec
+from edgevqa.runtime.plans import parse_version
 from edgevqa.runtime.targets import target
 
 

@@ -12,3 +12,4 @@ _TOY = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_TOY)
 
 toy_bundle = _TOY.toy_bundle
+make_toy = _TOY.make_toy
