@@ -41,6 +41,10 @@ COMMANDS: dict[str, CommandEntry] = {
     "calibrate": CommandEntry(
         "edgevqa.cli.calibrate:calibrate", "Observe a bundle's model on real samples, as quantising needs."
     ),
+    "quantize": CommandEntry(
+        "edgevqa.cli.quantize:quantize",
+        "Add variants of lower precision to a bundle, and say what each layer costs.",
+    ),
     "sensitivity": CommandEntry(
         "edgevqa.cli.sensitivity:sensitivity", "Rank the layers by what quantising them costs."
     ),

@@ -1,0 +1,1 @@
+"""Energy and memory of a measurement, from the sensors that the machine has."""
