@@ -2,7 +2,8 @@
 
     python -m benchmarks.export_size SCRATCH [--t5 base large] [--bfloat16]
 
-SCRATCH needs about 6 GB for CLIP ViT-L/14-336 with Flan-T5-base, 11 GB with Flan-T5-large. Every export is compared with PyTorch as usual.
+SCRATCH needs about 6 GB for CLIP ViT-L/14-336 with Flan-T5-base, 11 GB with Flan-T5-large. Every export is compared
+with PyTorch as usual.
 Writes benchmarks/results/export_size.json.
 """
 

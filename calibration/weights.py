@@ -37,6 +37,7 @@ class SharedWeights:
             tensor = value.const_value
             if tensor is not None and tensor.nbytes > INLINE_BYTES:
                 value.const_value = self._store(tensor)
+        self._file.flush()  # so that the graph can be loaded while others are still to come
         ir.save(model, path)
 
     def _store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:

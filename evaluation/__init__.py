@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgevqa.evaluation.compare import CompareOptions, Comparison, compare
-    from edgevqa.evaluation.evaluate import EvaluateOptions, Evaluation, evaluate
+    from edgevqa.evaluation.comparing import CompareOptions, Comparison, compare
+    from edgevqa.evaluation.evaluating import EvaluateOptions, Evaluation, evaluate
 
 __all__ = ["CompareOptions", "Comparison", "EvaluateOptions", "Evaluation", "compare", "evaluate"]
 
 _HOMES = {
-    "EvaluateOptions": "evaluate",
-    "Evaluation": "evaluate",
-    "evaluate": "evaluate",
-    "CompareOptions": "compare",
-    "Comparison": "compare",
-    "compare": "compare",
+    "CompareOptions": "comparing",
+    "Comparison": "comparing",
+    "compare": "comparing",
+    "EvaluateOptions": "evaluating",
+    "Evaluation": "evaluating",
+    "evaluate": "evaluating",
 }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli.engine_tables import high_text
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.staging import readable_bytes
+
+if TYPE_CHECKING:
+    from edgevqa.export.engine.build import BuiltEngines
 
 
 def build(
@@ -84,11 +88,16 @@ def build(
     )
     with step_bar("Building") as report:
         built = build_engines(bundle, options, report=report)
-    for graph, lines in built.warnings.items():
-        note(f"{graph}: {lines[0]}" + (f" (and {len(lines) - 1} more warnings)" if len(lines) > 1 else ""))
     if as_json:
         print_json(built)
-        return
+    else:
+        print_built(built)
+
+
+def print_built(built: BuiltEngines) -> None:
+    """A table of the engines, TensorRT's warnings, and where they are."""
+    for graph, lines in built.warnings.items():
+        note(f"{graph}: {lines[0]}" + (f" (and {len(lines) - 1} more warnings)" if len(lines) > 1 else ""))
     rows = [
         (
             name,
@@ -96,11 +105,11 @@ def build(
             "reused" if name in built.reused else f"{engine.seconds:.1f}",
             f"{engine.peak_memory_mb:,.0f}",
             str(len(engine.profiles)),
-            ", ".join(engine.high_layers) or "-",
+            high_text(engine),
         )
         for name, engine in built.record.graphs.items()
     ]
-    print_table(("graph", ">size", ">s", ">peak MB", ">profiles", "layers in FP32"), rows, title=built.key)
+    print_table(("graph", ">size", ">s", ">peak MB", ">profiles", "in FP32"), rows, title=built.key)
     version = ".".join(map(str, built.record.tensorrt_version))
     print_text(f"\n{built.bundle}/engines/{built.key}: {built.record.flavour} {version}, in {built.seconds:.0f} s")
 

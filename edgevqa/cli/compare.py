@@ -12,8 +12,8 @@ import typer
 
 from edgevqa.cli.output import count_bar, note, print_json, print_table, print_text, progress_bar
 from edgevqa.cli.row_text import interval, milliseconds, number
-from edgevqa.evaluation.compare import CompareOptions, Comparison
-from edgevqa.evaluation.compare import compare as run
+from edgevqa.evaluation.comparing import CompareOptions, Comparison
+from edgevqa.evaluation.comparing import compare as run
 from edgevqa.evaluation.rows import Row, numbers_of
 from edgevqa.runtime.errors import CheckFailed, ConfigError, EdgeVQAError
 from edgevqa.runtime.staging import Staging, clear_write_errors
@@ -105,7 +105,7 @@ def _write(found: Comparison, report: Path | None, table: Path | None, *, as_jso
     if as_json:
         print_json(found.as_json())
     else:
-        _print(found)
+        print_comparison(found)
     for warning in found.warnings:
         note(f"warning: {warning}")
 
@@ -120,7 +120,8 @@ def _judge(found: Comparison) -> None:
         raise EdgeVQAError("\n".join(missing))
 
 
-def _print(found: Comparison) -> None:
+def print_comparison(found: Comparison) -> None:
+    """The rows as two tables, what they were measured on, and notes."""
     rows = found.rows
     several = len({row.bundle for row in rows}) > 1
     print_table(

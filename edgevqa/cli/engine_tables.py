@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
-from edgevqa.runtime.engines import EngineRecord, Profile, check_record, decode_record, here
+from edgevqa.runtime.engines import EngineRecord, GraphEngine, Profile, check_record, decode_record, here
 from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.hashing import sha256_file
 from edgevqa.runtime.machine import read_machine
@@ -54,12 +54,19 @@ def print_engines(title: str, record: EngineRecord) -> None:
             f"{engine.seconds:.1f}",
             f"{engine.peak_memory_mb:,.0f}",
             "\n".join(_profile(profile) for profile in engine.profiles),
-            ", ".join(engine.high_layers) or "-",
+            high_text(engine),
         )
         for name, engine in record.graphs.items()
     ]
-    print_table(("graph", ">size", ">built in s", ">peak MB", "profiles (min..opt..max)", "layers in FP32"), rows)
+    print_table(("graph", ">size", ">built in s", ">peak MB", "profiles (min..opt..max)", "in FP32"), rows)
     print_text(_fits(record, Path(title)))
+
+
+def high_text(engine: GraphEngine) -> str:
+    """What an FP16 or INT8 engine computes in FP32: its matrix products by name, the rest counted."""
+    counted = ", ".join(f"{count} {kind.lower()}" for kind, count in engine.high_operators.items())
+    named = ", ".join(engine.high_layers)
+    return f"{named} ({counted})" if named and counted else named or counted or "-"
 
 
 def _pairs(record: EngineRecord) -> Iterator[tuple[str, str]]:

@@ -10,8 +10,8 @@ import typer
 
 from edgevqa.cli.output import count_bar, note, print_json, print_pairs, print_table, progress_bar
 from edgevqa.cli.row_text import interval, milliseconds, number
-from edgevqa.evaluation.evaluate import EvaluateOptions
-from edgevqa.evaluation.evaluate import evaluate as run
+from edgevqa.evaluation.evaluating import EvaluateOptions
+from edgevqa.evaluation.evaluating import evaluate as run
 from edgevqa.evaluation.rows import Row
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.staging import Staging, clear_write_errors

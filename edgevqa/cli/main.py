@@ -35,7 +35,8 @@ class CommandEntry(NamedTuple):
 # One line a command, in the order of `edgevqa --help`; the text is the first line of the command's docstring.
 COMMANDS: dict[str, CommandEntry] = {
     "demo": CommandEntry(
-        "edgevqa.cli.demo:demo", "Export the reference model, ask it about pictures, print the answers."
+        "edgevqa.cli.demo:demo",
+        "Export the reference model, ask it, quantise it, build engines, compare: the whole story.",
     ),
     "export": CommandEntry("edgevqa.cli.export:export", "Export a model to a bundle of ONNX graphs."),
     "calibrate": CommandEntry(

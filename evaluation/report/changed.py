@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from edgevqa.evaluation.compare import Compared, Comparison, changes
+from edgevqa.evaluation.comparing import Compared, Comparison, changes
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.metrics import RIGHT_FROM, vqa_accuracy
 

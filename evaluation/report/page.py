@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevqa import __version__
-from edgevqa.evaluation.compare import Comparison
+from edgevqa.evaluation.comparing import Comparison
 from edgevqa.evaluation.report.cells import Name, judgement, number, p_value, row_names, signed, summary
 from edgevqa.evaluation.report.changed import make_cards
 from edgevqa.evaluation.rows import Row

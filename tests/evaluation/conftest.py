@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevqa.evaluation.compare import CompareOptions, Comparison, compare
+from edgevqa.evaluation.comparing import CompareOptions, Comparison, compare
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgevqa.evaluation.compare import CompareOptions, Comparison, changes, compare
+from edgevqa.evaluation.comparing import CompareOptions, Comparison, changes, compare
 from edgevqa.evaluation.metrics import right_or_wrong
 from edgevqa.evaluation.rows import numbers_of, planned_numbers
 from edgevqa.evaluation.significance import mcnemar

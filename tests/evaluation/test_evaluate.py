@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgevqa.evaluation.children import run_task
 from edgevqa.evaluation.datasets.registry import open_dataset
-from edgevqa.evaluation.evaluate import EvaluateOptions, Evaluation, busy_warning, evaluate, warnings_of
+from edgevqa.evaluation.evaluating import EvaluateOptions, Evaluation, busy_warning, evaluate, warnings_of
 from edgevqa.evaluation.metrics import score
 from edgevqa.evaluation.plan import plan_row
 from edgevqa.evaluation.protocol import Task, encode_line

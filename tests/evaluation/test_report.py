@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from edgevqa.evaluation.compare import Compared, Comparison
+from edgevqa.evaluation.comparing import Compared, Comparison
 from edgevqa.evaluation.report.cells import p_value, ratio, row_names, signed, summary
 from edgevqa.evaluation.report.changed import MOST_CARDS, data_uri, make_cards
 from edgevqa.evaluation.report.figures import Point, frontier, short

@@ -10,7 +10,7 @@ from typing import Any
 from edgevqa.evaluation.children import Report, RowResult, run_task
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.datasets.registry import open_dataset
-from edgevqa.evaluation.evaluate import busy_warning, make_row, warnings_of
+from edgevqa.evaluation.evaluating import busy_warning, make_row, warnings_of
 from edgevqa.evaluation.gate import Gate, GateResult, Reference, RowKey
 from edgevqa.evaluation.layers import Layer, layers_of
 from edgevqa.evaluation.plan import MeasureOptions, Plan, float_plan, plan_row, require_variant

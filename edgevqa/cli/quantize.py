@@ -1,0 +1,212 @@
+"""`edgevqa quantize`: variants of lower precision are added to a bundle, with what each layer costs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
+from edgevqa.runtime.errors import require
+
+if TYPE_CHECKING:
+    from edgevqa.calibration.quantization.answer_check import AnswerCheck
+    from edgevqa.calibration.quantization.run import Quantized, QuantizedVariant
+    from edgevqa.calibration.quantization.variant_report import LayerReport, VariantReport
+
+NEEDED = (("onnx_ir", "export"), ("onnxruntime", "cpu"))
+MOST_ROWS = 40  # of a table of layers; the rest is in the report
+_MB = 1e6
+
+
+def quantize(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A calibrated bundle's folder; it is added to.")],
+    precision: Annotated[str, typer.Option("--precision", metavar="P", help="fp16, bf16, int8, fp8 or mixed.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="T", help="Where it will run; may be repeated. Default: the bundle's target."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Questions to check answers with; those calibrated on are left out."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="How many of them to ask.")] = 200,
+    min_agreement: Annotated[
+        float, typer.Option(metavar="PERCENT", help="Answers that must stay as they were, or nothing is written.")
+    ] = 90.0,
+    max_drop: Annotated[float, typer.Option(metavar="PTS", help="mixed: points of accuracy that may be lost.")] = 0.5,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="mixed: for the search, for example 30m. Default: no limit.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M",
+            help="How ranges are chosen: auto, max, percentile-99.9, -99.99, -99.999, entropy, mse. Default: calibrate's.",
+        ),
+    ] = None,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Move outliers into weights: SmoothQuant.")
+    ] = True,
+    bias_correction: Annotated[bool, typer.Option("--bias-correction", help="Add the mean error to biases.")] = False,
+    decoder: Annotated[
+        str, typer.Option(metavar="MODE", help="The language decoder: int8, weight-int8, weight-int4 or high.")
+    ] = "int8",
+    encoder: Annotated[str, typer.Option(metavar="MODE", help="The language encoder: the same.")] = "int8",
+    block_size: Annotated[
+        int, typer.Option(metavar="N", help="Inputs that share a scale in weight-int8 and -int4.")
+    ] = 32,
+    residual: Annotated[
+        bool,
+        typer.Option("--residual", help="Quantise residual adds too, where they survive it. TensorRT's tools do."),
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Draws the questions.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+) -> None:
+    """Add variants of lower precision to a bundle, and say what each layer costs.
+
+    Layers that quantising would harm stay high and are listed. With --data the new variants are asked questions that
+    calibration has not seen, and a bundle that has no calibration is calibrated first. The bundle is changed at the end,
+    or not at all.
+
+    Example:
+      edgevqa quantize bundle --precision int8
+      edgevqa quantize bundle --precision mixed --data easy-vqa:test --max-drop 0.5 --time-limit 30m
+    """
+    for module, extra in NEEDED:
+        require(module, extra=extra, purpose="Quantising a model")
+    from edgevqa.calibration.quantization.run import QuantizeOptions
+    from edgevqa.calibration.quantization.run import quantize as run_quantize
+    from edgevqa.calibration.search.clock import parse_duration
+
+    options = QuantizeOptions(
+        precision=cast("Any", precision),  # the options check their values themselves
+        targets=tuple(name.strip() for given in target or () for name in given.split(",")),
+        data=data,
+        samples=samples,
+        min_agreement=min_agreement,
+        max_drop=max_drop,
+        time_limit_s=None if time_limit is None else parse_duration(time_limit),
+        method=method,
+        smooth=smooth,
+        bias_correction=bias_correction,
+        decoder=cast("Any", decoder),
+        encoder=cast("Any", encoder),
+        block_size=block_size,
+        residual=residual,
+        seed=seed,
+        threads=threads,
+    )
+    with sample_bar("Quantising") as report:
+        done = run_quantize(bundle, options, report=report)
+    if done.calibrated:
+        note(f"{bundle} had no calibration: it was calibrated on a part of {data} first.")
+    for warning in done.warnings:
+        note(f"warning: {warning}")
+    if as_json:
+        print_json(_as_json(done, bundle))
+        return
+    for variant in done.variants:
+        print_variant(variant, done.float_size_bytes)
+    best = done.variants[0].name
+    note(f'Ask it: edgevqa ask {shlex.quote(str(bundle))} PICTURE "QUESTION" --precision {best}')
+
+
+def print_variant(variant: QuantizedVariant, float_size_bytes: int) -> None:
+    """A variant's table of graphs, the layers kept high, what its answers are, its size."""
+    if variant.report is None:
+        _print_cast(variant)
+    else:
+        _print_graphs(variant.report)
+        _print_high(variant.report.kept_high)
+        _print_residuals(variant.report)
+        for warning in variant.report.warnings:
+            note(f"warning: {warning}")
+    if variant.check is not None:
+        print_text(_check_text(variant.check))
+    ratio = variant.size_bytes / float_size_bytes
+    print_text(
+        f"{variant.name}: {variant.size_bytes / _MB:,.1f} MB, {ratio:.3f} of fp32's {float_size_bytes / _MB:,.1f} MB"
+    )
+
+
+def _print_graphs(report: VariantReport) -> None:
+    columns = ("graph", ">Linear layers", ">quantised", ">kept high", ">% of the work", ">worst local error", ">MB")
+    rows = [
+        (
+            name,
+            str(graph.layers),
+            str(graph.quantised),
+            str(graph.high),
+            f"{100 * graph.quantised_macs:.1f}",
+            "-" if graph.worst_local_error is None else f"{graph.worst_local_error:.4f}",
+            f"{graph.size_bytes / _MB:,.1f}",
+        )
+        for name, graph in report.graphs.items()
+    ]
+    print_table(columns, rows, title=f"{report.variant} ({report.numerics})")
+    if report.overflow and (count := sum(map(len, report.overflow.values()))):
+        print_text(f"{count} nodes stay in FP32 inside FP16; the report lists them.")
+
+
+def _print_high(layers: Sequence[LayerReport]) -> None:
+    rows = [
+        (row.name, "-" if row.local_error is None else f"{row.local_error:.4f}", row.reason or "") for row in layers
+    ]
+    print_table(("kept high", ">local error", "because"), rows[:MOST_ROWS])
+    if len(rows) > MOST_ROWS:
+        print_text(f"and {len(rows) - MOST_ROWS} more, which the report lists")
+
+
+def _print_residuals(report: VariantReport) -> None:
+    high = [row for row in report.residuals if row.high]
+    if report.residuals:
+        print_text(f"{len(report.residuals) - len(high)} of {len(report.residuals)} residual adds are quantised.")
+    if high:
+        rows = [(f"{row.graph}/{row.add}", row.reason or "") for row in high]
+        print_table(("residual add kept high", "because"), rows[:MOST_ROWS])
+
+
+def _print_cast(variant: QuantizedVariant) -> None:
+    rows = [(name, str(spec.parameters), str(spec.nodes.get("Cast", 0))) for name, spec in variant.spec.graphs.items()]
+    print_table(("graph", ">parameters", ">Casts"), rows, title=variant.name)
+
+
+def _check_text(check: AnswerCheck) -> str:
+    accuracy = ""
+    if check.accuracy is not None and check.float_accuracy is not None:
+        accuracy = f"; {check.accuracy:.1f} % right, fp32 {check.float_accuracy:.1f} %"
+    low, high = check.drop_ci95
+    return (
+        f"{check.agreement:.1f} % of {check.samples} answers are fp32's{accuracy} "
+        f"({check.drop:+.2f} points lost, 95 % interval {low:+.2f} to {high:+.2f}; {check.dataset}, on {check.backend})"
+    )
+
+
+def _as_json(done: Quantized, bundle: Path) -> dict[str, object]:
+    return {
+        "bundle": str(bundle),
+        "seconds": round(done.seconds, 2),
+        "calibrated": done.calibrated,
+        "warnings": done.warnings,
+        "variants": list(_variants_json(done)),
+    }
+
+
+def _variants_json(done: Quantized) -> Iterator[dict[str, object]]:
+    for variant in done.variants:
+        yield {
+            "variant": variant.name,
+            "precision": variant.spec.precision,
+            "numerics": variant.spec.numerics,
+            "size_mb": variant.size_bytes / _MB,
+            "size_ratio": variant.size_bytes / done.float_size_bytes,
+            "check": variant.check,
+            "report": variant.report,
+        }
