@@ -23,7 +23,7 @@ from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import GenerationSpec, ImageSpec, Manifest
 from edgevqa.runtime.pipelines.base import Outcome, Pair, Picture, PipelineOptions, Request
 from edgevqa.runtime.preprocessing import preprocess
-from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.base import Array, RepeatsRows, Tensor
 from edgevqa.runtime.text import Question, pad
 
 K = TypeVar("K", bound=Hashable)
@@ -260,4 +260,6 @@ def _likelihood(generated: Generated) -> float:
 
 
 def _repeat(value: Tensor, copies: int) -> Value:
-    return value if copies == 1 else np.repeat(value.numpy(), copies, axis=0)
+    if copies == 1:
+        return value
+    return value.repeat_rows(copies) if isinstance(value, RepeatsRows) else np.repeat(value.numpy(), copies, axis=0)

@@ -45,9 +45,14 @@ toy_bundle = _TOY.toy_bundle
 pictures = _TOY.pictures
 make_toy = _TOY.make_toy
 
+from edgevqa.runtime.bundle import Bundle  # noqa: E402
+from edgevqa.runtime.sessions import open_session  # noqa: E402
+from edgevqa.runtime.sessions.base import Session, SessionOptions  # noqa: E402
 from tests.simulators.cuda_simulator import CudaSimulator  # noqa: E402
 from tests.simulators.engine_files import VERSIONS, add_engines  # noqa: E402
 from tests.simulators.tensorrt_simulator import TensorRTSimulator  # noqa: E402
+
+Open = Callable[..., Session]
 
 
 class Simulated:
@@ -102,3 +107,26 @@ def engines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+AXES = {"positions": (5, 8, 16)}
+
+
+@pytest.fixture
+def path(engines: Callable[..., Path], toy_bundle: Path) -> Path:
+    return engines(toy_bundle, axes=AXES)
+
+
+@pytest.fixture
+def open_graph(simulated: Any, path: Path) -> Iterator[Open]:
+    """Open a graph of the bundle; the sessions are closed at the end."""
+    made: list[Session] = []
+
+    def start(graph: str = "vision_trunk", backend: str = "tensorrt", at: Path = path, **given: str) -> Session:
+        options = SessionOptions(provider_options=given)
+        made.append(open_session(Bundle.open(at), "fp32", graph, backend=backend, options=options))
+        return made[-1]
+
+    yield start
+    for session in made:
+        session.close()

@@ -133,9 +133,10 @@ def test_without_tensorrt_it_is_unavailable(simulated: Any, engines: Callable[..
     path = engines(toy_bundle, axes=AXES)
     for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx"):
         simulated.remove(name)
-    for backend in ("tensorrt", "tensorrt-rtx"):
-        with pytest.raises(MissingExtraError, match=rf"pip install 'edgevqa\[{backend}\]'"):
-            open_trunk(path, backend)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgevqa\[tensorrt-rtx\]'"):
+        open_trunk(path, "tensorrt-rtx")
+    with pytest.raises(UnavailableError, match=r"comes with JetPack.*pip install tensorrt, in the version that built"):
+        open_trunk(path)
 
 
 def test_tensorrt_rtx_keeps_what_it_compiled(

@@ -1,0 +1,134 @@
+"""One engine, loaded: its tensors, and the contexts that run it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from edgevqa.runtime.engines import EngineRecord
+from edgevqa.runtime.errors import BundleError, EdgeVQAError, UnavailableError
+from edgevqa.runtime.manifest import TensorSpec
+from edgevqa.runtime.sessions.trt.device import Device, Lane
+from edgevqa.runtime.sessions.trt.dtypes import TENSORRT_NAMES
+from edgevqa.runtime.sessions.trt.options import EngineOptions
+from edgevqa.runtime.sessions.trt.runtime_cache import RuntimeCache
+from edgevqa.runtime.sessions.trt.tensors import Buffer
+from edgevqa.runtime.sessions.trt.toolkit import Toolkit
+
+
+class Engine:
+    """A deserialised engine and how its contexts are made."""
+
+    def __init__(
+        self,
+        toolkit: Toolkit,
+        device: Device,
+        path: Path,
+        graph: str,
+        record: EngineRecord,
+        options: EngineOptions,
+    ) -> None:
+        """Raises `BundleError` with TensorRT's reason where the file cannot be loaded."""
+        self.toolkit = toolkit
+        self.device = device
+        self.graph = graph
+        device.cuda.use()
+        self._runtime = _make_runtime(toolkit, record, options)
+        self.handle: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.handle is None:
+            raise BundleError(
+                f"TensorRT cannot load {path}: {toolkit.complaint()}. "
+                f"Build it again here: edgevqa build BUNDLE --target {record.target}"
+            )
+        names = [self.handle.get_tensor_name(number) for number in range(self.handle.num_io_tensors)]
+        location = toolkit.module.TensorLocation.HOST
+        self.on_host = {name for name in names if self.handle.get_tensor_location(name) == location}
+        self._making = threading.Lock()  # making contexts of one engine is not for several threads at once
+        self._rtx = hasattr(self.handle, "create_runtime_config") and toolkit.flavour == "tensorrt-rtx"
+        self._builtin_graphs = options.cuda_graphs and self._rtx
+        self._kept: RuntimeCache | None = None
+        if self._rtx:
+            self._kept = RuntimeCache(toolkit, device.cuda.info, record.graphs[graph].sha256)
+
+    def check_signature(self, path: Path, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+        """Raise `BundleError` unless the engine has these tensors, with these dtypes."""
+        mode = self.toolkit.module.TensorIOMode
+        names = [self.handle.get_tensor_name(number) for number in range(self.handle.num_io_tensors)]
+        for kind, specs in ((mode.INPUT, inputs), (mode.OUTPUT, outputs)):
+            have = {name: self._dtype(name) for name in names if self.handle.get_tensor_mode(name) == kind}
+            want = {spec.name: spec.dtype for spec in specs}
+            if have != want:
+                wrong = ", ".join(sorted({name for name, _ in have.items() ^ want.items()}))
+                which = "inputs" if kind == mode.INPUT else "outputs"
+                raise BundleError(f"{path} has other {which} than the manifest says: {wrong}. Build the engine again.")
+
+    def make_context(self, lane: Lane, profile: int, scratch: Buffer | None) -> Any:
+        """A context of its own for one profile, with `scratch` (see `scratch_bytes`) to work in."""
+        strategy = self.toolkit.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        with self._making:
+            if self._rtx:
+                context = self.handle.create_execution_context(self._configuration(strategy))
+            else:
+                context = self.handle.create_execution_context(strategy)
+        if context is None or not context.set_optimization_profile_async(profile, int(lane.stream)):
+            raise EdgeVQAError(
+                f"TensorRT made no context for graph '{self.graph}': {self.toolkit.complaint()}. "
+                "If memory is short, close other programs or use a smaller precision."
+            )
+        if scratch is not None:
+            context.set_device_memory(scratch.address, self.scratch_bytes(profile))
+        return context
+
+    def scratch_bytes(self, profile: int) -> int:
+        """What a context of the profile needs to work in; contexts that never run at once may share it."""
+        return int(self.handle.get_device_memory_size_for_profile_v2(profile))
+
+    @property
+    def captures(self) -> bool:
+        """Whether launches may be captured by us: TensorRT-RTX does it itself, and shapes read on the host cannot be."""
+        return not self._rtx and not self.on_host
+
+    def close(self) -> None:
+        """Let the engine go; its contexts must have gone before. What TensorRT-RTX compiled is kept for the next start."""
+        if self._kept is not None:
+            self._kept.save()
+            self._kept = None
+        self.handle = None
+        self._runtime = None
+
+    def _configuration(self, strategy: Any) -> Any:
+        configuration = self.handle.create_runtime_config()
+        configuration.set_execution_context_allocation_strategy(strategy)
+        strategies = self.toolkit.module.CudaGraphStrategy
+        wanted = strategies.WHOLE_GRAPH_CAPTURE if self._builtin_graphs else strategies.DISABLED
+        configuration.cuda_graph_strategy = wanted
+        if self._kept is not None:
+            self._kept.attach(configuration)
+        return configuration
+
+    def _dtype(self, name: str) -> str:
+        member: str = self.handle.get_tensor_dtype(name).name
+        return TENSORRT_NAMES.get(member, member.lower())
+
+
+def _make_runtime(toolkit: Toolkit, record: EngineRecord, options: EngineOptions) -> Any:
+    """TensorRT's runtime; a version-compatible engine needs the lean runtime that it carries, or that of a file."""
+    runtime = toolkit.module.Runtime(toolkit.logger)
+    if not record.version_compatible:
+        return runtime
+    if options.runtime_library is not None:
+        loaded = runtime.load_runtime(str(options.runtime_library))
+        if loaded is None:
+            raise UnavailableError(
+                f"TensorRT cannot load the lean runtime {options.runtime_library}: {toolkit.complaint()}. "
+                "It must be of the version that built the engines."
+            )
+        return loaded
+    if not options.allow_engine_code:
+        raise BundleError(
+            f"The engines for '{record.target}' are version-compatible: they carry their runtime, which is a program. If you "
+            "trust the bundle's maker, pass the provider option allow_engine_code=1; or give runtime_library=FILE."
+        )
+    runtime.engine_host_code_allowed = True
+    return runtime
