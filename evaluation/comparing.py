@@ -156,10 +156,11 @@ def _plans(
 
 
 def _backends(given: Sequence[str], manifest: Manifest) -> list[str]:
-    """Those given; for "all" the installed ones that have something to run in the bundle."""
+    """Those given; for "all" the installed ones that have something to run in the bundle, and something to run it on."""
     if "all" not in given:
         return list(given)
-    return [name for name, backend in BACKENDS.items() if backend.installed() and backend.can_run(manifest)]
+    rows = [row for row in BACKENDS.values() if row.installed() and row.can_run(manifest) and row.has_device()]
+    return [row.name for row in rows]
 
 
 def _key(plan: Plan) -> RowKey:

@@ -71,7 +71,8 @@ def choose_run(bundle: Bundle, options: PipelineOptions, note: Note | None = Non
         named = ",".join(f"{graph}={backend}" for graph, backend in others.items())
         return msgspec.structs.replace(choice, backend=f"{choice.backend},{named}")
     backends = possible_backends(options.backend)
-    backends = [backend for backend in backends if backend.can_run(bundle.manifest)] or backends
+    here = [backend for backend in backends if backend.can_run(bundle.manifest) and backend.has_device()]
+    backends = here or backends
     if len(backends) == 1:
         name = backends[0].name
         return Choice(backend=name, variant=choose_variant(bundle.manifest, options.precision, name))

@@ -13,6 +13,7 @@ from edgevqa.runtime.backend_choice import Note
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import Rgb
+from edgevqa.runtime.machine import describe_machine
 from edgevqa.runtime.pipeline import Pipeline
 from edgevqa.runtime.synthetic import FIRST_QUESTION, NEXT_QUESTION, noise_picture
 
@@ -38,7 +39,7 @@ class LatencyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `latency_ms` has `first` (nothing known of picture and question) and `next` (another new question on that picture).
     `stage_ms` has every single run of each graph and host stage; the decoder runs once a token. `tokens` were generated
-    for the first and the next answer.
+    for the first and the next answer. `machine` is what it ran on, as it was right after.
     """
 
     precision: str
@@ -51,6 +52,7 @@ class LatencyReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: dict[str, Spread]
     stage_ms: dict[str, Spread]
     tokens: dict[str, int]
+    machine: dict[str, Any] = {}
 
 
 def measure(
@@ -110,4 +112,5 @@ def _report(pipeline: Pipeline, runs: list[_Run], warm_up_runs: int, load_ms: fl
         latency_ms={name: Spread.of([run.latency_ms[name] for run in runs]) for name in runs[0].latency_ms},
         stage_ms={stage: Spread.of(values) for stage, values in (pipeline.statistics.history or {}).items()},
         tokens=runs[-1].tokens,
+        machine=describe_machine(),
     )

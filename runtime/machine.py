@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from edgevqa.runtime.telemetry.conditions import read_conditions
+
 COMMAND_TIMEOUT_S = 10
 
 INSTRUCTION_SETS = (
@@ -83,8 +85,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe_machine() -> dict[str, Any]:
-    """`read_machine()` as plain JSON values, to be kept beside a measurement."""
-    return dict(msgspec.to_builtins(read_machine()))
+    """`read_machine()` as plain JSON values, to be kept beside a measurement; `telemetry` is how it runs now."""
+    return {**msgspec.to_builtins(read_machine()), "telemetry": msgspec.to_builtins(read_conditions())}
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -202,6 +204,12 @@ def _memory_limit_mb(root: Path) -> int | None:
         if text.isdecimal() and int(text) < 1 << 60:  # version 1 writes a huge number for "no limit"
             return round(int(text) / 1e6)
     return None
+
+
+def nvidia_driver(root: Path = Path("/")) -> bool:
+    """Whether an NVIDIA driver shows: on servers, on Jetson boards, and in Windows' Linux. Nothing is loaded."""
+    signs = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/nvhost-ctrl", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg")
+    return any((root / sign).exists() for sign in signs)
 
 
 def _read(path: Path) -> str:

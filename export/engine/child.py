@@ -66,7 +66,8 @@ def build(job: Job, stop: _Stop, tell: Callable[[Phase], None]) -> Built:
     inputs, outputs = tensors(network)
     config = _configure(toolkit, builder, job)
     config.progress_monitor = make_monitor(trt, stop, tell)
-    cache = _timing_cache(config, job.timing_cache)
+    kept = None if job.options.row.flavour == "tensorrt-rtx" else job.timing_cache  # RTX tunes when it loads an engine
+    cache = _timing_cache(config, kept)
     plan = builder.build_serialized_network(network, config)
     del parser
     if plan is None:
@@ -75,7 +76,7 @@ def build(job: Job, stop: _Stop, tell: Callable[[Phase], None]) -> Built:
         said = logger.errors[-1] if logger.errors else "the builder gave no reason"
         raise CheckFailed(f"TensorRT cannot build graph '{job.graph}': {said}. {advice(said, job.options.target)}")
     Path(job.engine).write_bytes(memoryview(plan))
-    _keep_timing_cache(cache, config, job.timing_cache)
+    _keep_timing_cache(cache, config, kept)
     names, operators = high_layers(toolkit, network) if job.half else ([], {})
     return Built(
         version=toolkit.version,

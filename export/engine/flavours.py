@@ -73,6 +73,8 @@ def refuse_impossible(options: BuildOptions, toolkit: Toolkit) -> None:
         )
     if options.strip_weights and (rtx or not hasattr(trt.BuilderFlag, "STRIP_PLAN")):
         problems.append("--strip-weights: TensorRT-RTX needs a GPU driver for it, and TensorRT 10 or later has it")
+    if options.timing_cache is not None and rtx:
+        problems.append("--timing-cache: TensorRT-RTX has none, it tunes when it loads an engine")
     if options.refit and rtx:
         problems.append("--refit: TensorRT-RTX needs a GPU driver for it")
     if options.dla_core is not None and not getattr(trt.Builder, "num_DLA_cores", None):

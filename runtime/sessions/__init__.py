@@ -7,17 +7,25 @@ import importlib.metadata
 import importlib.util
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, cast
 
 import msgspec
 
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.errors import ConfigError, MissingExtraError
+from edgevqa.runtime.errors import ConfigError, MissingExtraError, UnavailableError
+from edgevqa.runtime.machine import nvidia_driver
 from edgevqa.runtime.manifest import Manifest, Numerics
 from edgevqa.runtime.sessions.base import Session, SessionOptions
 from edgevqa.runtime.targets import TARGETS, Flavour
 
 BACKEND_VARIABLE = "EDGEVQA_BACKEND"
+CUDA_LIBRARIES = "CUDA 13 (12 with Python 3.10) and cuDNN 9"
+TENSORRT_LIBRARIES = "TensorRT 10 (libnvinfer.so.10)"
+_GPU_BUILD = (
+    "needs onnxruntime-gpu in place of onnxruntime, whose files it replaces. "
+    "Install it: pip uninstall onnxruntime, then pip install 'edgevqa[gpu]'."
+)
 
 
 class BackendModule(Protocol):
@@ -33,7 +41,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
     `distributions` are the names under which the package is installed, and `likes` the INT8 and FP8 numerics that it
     runs, those that run best first. Some runs engines of a `flavour`, which a bundle must have, in place of ONNX graphs;
-    its `package` may have `stand_ins` that run them too.
+    its `package` may have `stand_ins` that run them too. Only builds of the package with the file `library` can run it;
+    `advice` says what to install then. "auto" leaves out what is not `automatic`.
     """
 
     name: str
@@ -44,14 +53,31 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     likes: tuple[Numerics, ...]
     flavour: Flavour | None = None
     stand_ins: tuple[str, ...] = ()
+    library: str = ""
+    advice: str = ""
+    automatic: bool = True
 
     def installed(self) -> bool:
-        """Whether `package` can be imported here; nothing is imported."""
-        return any(importlib.util.find_spec(name) is not None for name in (self.package, *self.stand_ins))
+        """Whether `package` is here, with `library` where one is needed; nothing is imported."""
+        found = [
+            spec for name in (self.package, *self.stand_ins) if (spec := importlib.util.find_spec(name)) is not None
+        ]
+        folders = [Path(place) for spec in found for place in spec.submodule_search_locations or ()]
+        return bool(found) and (not self.library or any((folder / self.library).is_file() for folder in folders))
+
+    def missing(self) -> UnavailableError:
+        """What to raise where it is not installed."""
+        if self.advice:
+            return UnavailableError(f"Backend '{self.name}' {self.advice}")
+        return MissingExtraError(self.package, self.extra, "Running a model")
 
     def can_run(self, manifest: Manifest) -> bool:
         """Whether a bundle has what it runs: graphs always, engines where they were built."""
         return self.flavour is None or any(self._runs(entry.target) for entry in manifest.engines.values())
+
+    def has_device(self) -> bool:
+        """Whether what it runs on may be there: an NVIDIA driver for engines. Nothing is loaded."""
+        return self.flavour is None or nvidia_driver()
 
     def variants_of(self, manifest: Manifest) -> list[str]:
         """The variants that it can run: those with engines, where it needs some."""
@@ -100,6 +126,11 @@ BACKENDS: dict[str, Backend] = {
             likes=("s8-fp16", "fp8-fp16"),
             flavour="tensorrt",
             stand_ins=("tensorrt_lean", "tensorrt_dispatch"),
+            advice=(
+                "needs TensorRT, which is not installed. On a Jetson it comes with JetPack: make the environment with "
+                "'python3 -m venv --system-site-packages'. Elsewhere: pip install tensorrt, in the version that built the "
+                "engines. Then: pip install 'edgevqa[tensorrt]'"
+            ),
         ),
         Backend(
             name="tensorrt-rtx",
@@ -109,6 +140,40 @@ BACKENDS: dict[str, Backend] = {
             distributions=("tensorrt_rtx",),
             likes=("s8-fp16", "fp8-fp16"),
             flavour="tensorrt-rtx",
+        ),
+        Backend(
+            name="ort-cuda",
+            module="edgevqa.runtime.sessions.ort_cuda",
+            package="onnxruntime",
+            extra="gpu",
+            distributions=("onnxruntime-gpu",),
+            likes=("s8-fp16", "u8-fp32", "s8-fp32"),
+            library="capi/libonnxruntime_providers_cuda.so",
+            advice=f"{_GPU_BUILD} It runs with an NVIDIA driver, {CUDA_LIBRARIES}.",
+        ),
+        Backend(
+            name="ort-trt",
+            module="edgevqa.runtime.sessions.ort_tensorrt",
+            package="onnxruntime",
+            extra="gpu",
+            distributions=("onnxruntime-gpu",),
+            likes=("s8-fp16", "fp8-fp16", "s8-fp32"),
+            library="capi/libonnxruntime_providers_tensorrt.so",
+            advice=f"{_GPU_BUILD} It runs with an NVIDIA driver, {CUDA_LIBRARIES} and {TENSORRT_LIBRARIES}.",
+            automatic=False,  # building its engines takes minutes
+        ),
+        Backend(
+            name="ort-rtx",
+            module="edgevqa.runtime.sessions.ort_rtx",
+            package="onnxruntime_ep_nv_tensorrt_rtx",
+            extra="gpu",
+            distributions=("onnxruntime-ep-nv-tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+            likes=("s8-fp16", "fp8-fp16", "s8-fp32"),
+            advice=(
+                "needs the package onnxruntime-ep-nv-tensorrt-rtx beside onnxruntime-gpu, and it is not installed. "
+                "Install both: pip install 'edgevqa[gpu]' onnxruntime-ep-nv-tensorrt-rtx"
+            ),
+            automatic=False,
         ),
     )
 }
@@ -127,24 +192,24 @@ def split_backend(text: str) -> tuple[str, dict[str, str]]:
 
 
 def possible_backends(name: str = "auto") -> list[Backend]:
-    """The backend called `name`, or for "auto" all that are installed, in the table's order.
+    """The backend called `name`, or for "auto" all automatic ones that are installed, in the table's order.
 
     `EDGEVQA_BACKEND` says what "auto" is, where it is set. Raises `ConfigError` for an unknown name and
-    `MissingExtraError` when the package, or for "auto" every package, is not installed.
+    `UnavailableError` (mostly `MissingExtraError`) when it, or for "auto" every one, is not installed.
     """
     source = ""
     name, others = split_backend(name)
     for other in others.values():
         if not BACKENDS[other].installed():
-            raise MissingExtraError(BACKENDS[other].package, BACKENDS[other].extra, "Running a model")
+            raise BACKENDS[other].missing()
     if name == "auto" and os.environ.get(BACKEND_VARIABLE):
         name, source = os.environ[BACKEND_VARIABLE], f" (from {BACKEND_VARIABLE})"
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(f"Unknown backend '{name}'{source}; expected auto, {', '.join(BACKENDS)}.")
-    rows = list(BACKENDS.values()) if name == "auto" else [BACKENDS[name]]
+    rows = [row for row in BACKENDS.values() if row.automatic] if name == "auto" else [BACKENDS[name]]
     installed = [row for row in rows if row.installed()]
     if not installed:
-        raise MissingExtraError(rows[0].package, rows[0].extra, "Running a model")
+        raise rows[0].missing()
     return installed
 
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend on the CPU: host arrays are bound where they lie, outputs flow on as OrtValues."""
+"""The ONNX Runtime backend: host arrays are bound where they lie, outputs flow on as OrtValues. On the CPU by itself."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class OrtTensor:
         self.value = value
         self.shape: tuple[int, ...] = tuple(value.shape())
         self.dtype = str(_DTYPES.get(value.data_type(), value.data_type()))
+        self.device = str(value.device_name())
 
     def numpy(self) -> Array:
         """A host copy, owned by the caller."""
@@ -41,6 +42,9 @@ class OrtTensor:
 
 class OrtSession:
     """One graph in ONNX Runtime. `run` may be called from several threads; `close` may not be called during a run."""
+
+    device = "cpu"
+    device_id = 0
 
     def __init__(self, path: Path, name: str, spec: GraphSpec, options: SessionOptions) -> None:
         self._ort: Any = require("onnxruntime", extra="cpu", purpose="Running a model with ONNX Runtime")
@@ -58,17 +62,19 @@ class OrtSession:
         """
         if self._session is None:
             raise EdgeVQAError(f"Graph '{self.name}' was closed; load the pipeline again.")
-        values = {name: _native(value) for name, value in inputs.items()}
+        values = {name: _native(value, self.device) for name, value in inputs.items()}
         check_inputs(self.name, self.inputs, {name: (_dtype(value), value.shape) for name, value in values.items()})
         binding = self._session.io_binding()  # a new one each time: a bound output's memory would be reused
         for name, value in values.items():
             binding.bind_ortvalue_input(name, self._ort_value(value))
         for spec in self.outputs:
-            binding.bind_output(spec.name, "cpu")
+            binding.bind_output(spec.name, self.device, self.device_id)
         try:
+            if self.device != "cpu":
+                binding.synchronize_inputs()  # they may still be on their way to the device
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the binding's exceptions share no base but Exception
-            raise EdgeVQAError(f"Graph '{self.name}' failed in ONNX Runtime: {_first_line(error)}") from error
+            raise EdgeVQAError(f"Graph '{self.name}' failed in ONNX Runtime: {first_line(error)}") from error
         found = binding.get_outputs()
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, found, strict=True)}
 
@@ -99,7 +105,7 @@ class OrtSession:
             return self._ort.InferenceSession(str(path), settings, providers=[provider])
         except Exception as error:  # see run
             raise BundleError(
-                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)} "
+                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {first_line(error)} "
                 "Upgrade onnxruntime, or export the bundle again."
             ) from error
 
@@ -131,9 +137,9 @@ def open_session(bundle: Bundle, variant: str, graph: str, options: SessionOptio
     return kind(bundle.graph_path(variant, graph), graph, bundle.graph(variant, graph), options)
 
 
-def _native(value: Tensor | Array) -> OrtTensor | Array:
-    """Our own tensors as they are; everything else as a contiguous host array in the machine's byte order."""
-    if isinstance(value, OrtTensor):
+def _native(value: Tensor | Array, device: str) -> OrtTensor | Array:
+    """Our own tensors as they are, unless they lie out of reach; else a contiguous host array in native byte order."""
+    if isinstance(value, OrtTensor) and value.device in ("cpu", device):
         return value
     array = value if isinstance(value, np.ndarray) else value.numpy()
     return np.asarray(array, dtype=np.dtype(array.dtype.str.replace(">", "=")), order="C")
@@ -143,5 +149,6 @@ def _dtype(value: OrtTensor | Array) -> str:
     return value.dtype if isinstance(value, OrtTensor) else str(value.dtype)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What ONNX Runtime says first; the rest are its own lines of code."""
     return str(error).strip().partition("\n")[0]

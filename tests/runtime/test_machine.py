@@ -21,6 +21,7 @@ from edgevqa.runtime.machine import (
     instruction_sets,
     jetpack_of,
     l4t_release,
+    nvidia_driver,
     parse_gpus,
     read_machine,
 )
@@ -186,3 +187,11 @@ def test_an_old_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt = find_backends(fake_machine([], new))[2]
     assert tensorrt.name == "TensorRT"
     assert tensorrt.version is not None or "sudo apt install" in str(tensorrt.install)
+
+
+@pytest.mark.parametrize("sign", ["proc/driver/nvidia/version", "dev/nvidiactl", "dev/nvhost-gpu"])
+def test_a_driver_is_seen_by_what_it_leaves(tmp_path: Path, sign: str) -> None:
+    assert not nvidia_driver(tmp_path)
+    (tmp_path / sign).parent.mkdir(parents=True)
+    (tmp_path / sign).touch()
+    assert nvidia_driver(tmp_path)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgevqa.runtime.machine import describe_machine
+from edgevqa.runtime.telemetry.conditions import parse_power_mode, read_conditions
 from edgevqa.runtime.telemetry.energy import EnergyMeter, SampledPower
 from edgevqa.runtime.telemetry.ina3221 import board_rails, find_rails
 from edgevqa.runtime.telemetry.memory import peak_memory_mb
@@ -183,3 +185,93 @@ def test_peak_memory_from_a_recorded_status(tmp_path: Path) -> None:
     assert peak_memory_mb(tmp_path) is None
     write(tmp_path, {"proc/self/status": "Name:\tpython\nVmPeak:\t  900000 kB\nVmHWM:\t  100000 kB\n"})
     assert peak_memory_mb(tmp_path) == pytest.approx(102.4)
+
+
+def programs(root: Path, monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
+    """Scripts in the place of commands, which print what the real ones printed."""
+    (root / "bin").mkdir(exist_ok=True)
+    for name, text in told.items():
+        script = root / "bin" / name.replace("_", "-")
+        script.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}:/usr/bin:/bin")
+
+
+@pytest.fixture
+def running_orin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An Orin Nano after `jetson_clocks`, with a zone that is switched off and a fan in two parts."""
+    for number in range(6):
+        place = f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_"
+        write(
+            tmp_path,
+            {
+                f"{place}cur_freq": "1728000\n",
+                f"{place}min_freq": "1728000\n",
+                f"{place}max_freq": "1728000\n",
+                f"{place}governor": "schedutil\n",
+            },
+        )
+    devices = {"17000000.gpu": 1_020_000_000, "15340000.vic": 435_200_000}
+    for name, hertz in devices.items():
+        place = f"sys/class/devfreq/{name}"
+        write(tmp_path, {f"{place}/{file}": f"{hertz}\n" for file in ("cur_freq", "min_freq", "max_freq")})
+        write(tmp_path, {f"{place}/governor": "nvhost_podgov\n"})
+    zones = (("cpu-thermal", "48312"), ("gpu-thermal", "47906"), ("cv0-thermal", None))
+    for number, (name, millidegrees) in enumerate(zones):
+        place = f"sys/class/thermal/thermal_zone{number}"
+        write(tmp_path, {f"{place}/type": f"{name}\n"} | ({f"{place}/temp": millidegrees} if millidegrees else {}))
+    write(tmp_path, {"sys/class/hwmon/hwmon0/name": "pwmfan\n", "sys/class/hwmon/hwmon0/pwm1": "51\n"})
+    write(tmp_path, {"sys/class/hwmon/hwmon1/name": "pwm_tach\n", "sys/class/hwmon/hwmon1/rpm": "0\n"})
+    write(tmp_path, {"sys/class/hwmon/hwmon2/name": "ina3221\n"})
+    programs(tmp_path, monkeypatch, nvpmodel="NVPM WARN: fan mode is not set!\nNV Power Mode: MAXN_SUPER\n2\n")
+    return tmp_path
+
+
+def test_the_conditions_of_a_jetson(running_orin: Path) -> None:
+    found = read_conditions(running_orin)
+    assert list(found.cpu) == ["6 x cpu0"]
+    assert found.cpu["6 x cpu0"].current_mhz == 1728
+    assert {name: clock.highest_mhz for name, clock in found.gpu.items()} == {"17000000.gpu": 1020}
+    assert found.clocks_fixed is True
+    assert found.temperatures_c == {"cpu-thermal": 48.312, "gpu-thermal": 47.906}
+    assert found.power_mode is not None
+    assert (found.power_mode.name, found.power_mode.number) == ("MAXN_SUPER", 2)
+    assert [(fan.name, fan.drive, fan.rpm) for fan in found.fans] == [("pwmfan", 0.2, None), ("pwm_tach", None, 0)]
+
+
+def test_clocks_that_may_change_are_not_fixed(running_orin: Path) -> None:
+    write(running_orin, {"sys/class/devfreq/17000000.gpu/min_freq": "306000000\n"})
+    assert read_conditions(running_orin).clocks_fixed is False
+    write(running_orin, {"sys/devices/system/cpu/cpu5/cpufreq/scaling_cur_freq": "729600\n"})
+    assert list(read_conditions(running_orin).cpu) == ["5 x cpu0", "1 x cpu5"]
+
+
+def test_the_conditions_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "1980, 3201, 1980, 41, 700.00, P0, 0x0000000000000004\n345, [N/A], 1980, 28, [N/A], P8, [N/A]\n"
+    programs(tmp_path, monkeypatch, nvidia_smi=told)
+    first, second = read_conditions(tmp_path).gpus
+    assert (first.sm_mhz, first.temperature_c, first.power_limit_w, first.state) == (1980, 41, 700, "P0")
+    assert first.slowed_by == "0x0000000000000004"
+    assert (second.memory_mhz, second.power_limit_w, second.slowed_by) == (None, None, None)
+
+
+def test_nothing_to_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = read_conditions(tmp_path)
+    assert (found.cpu, found.gpu, found.gpus, found.fans, found.temperatures_c) == ({}, {}, [], [], {})
+    assert found.clocks_fixed is None
+    assert found.power_mode is None
+
+
+def test_power_modes_as_nvpmodel_prints_them() -> None:
+    assert parse_power_mode("") is None
+    named = parse_power_mode("NV Fan Mode:quiet\nNV Power Mode: MODE_15W_6CORE\n2\n")
+    assert named is not None
+    assert (named.name, named.number) == ("MODE_15W_6CORE", 2)
+    bare = parse_power_mode("NV Power Mode: 15W\n")
+    assert bare is not None
+    assert (bare.name, bare.number) == ("15W", None)
+
+
+def test_conditions_are_kept_beside_every_measurement() -> None:
+    assert set(describe_machine()["telemetry"]) >= {"cpu", "gpus", "clocks_fixed", "temperatures_c", "power_mode"}

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -114,10 +115,12 @@ def _children() -> list[int]:
 
 
 def test_impossible_options_are_refused_with_the_reason(bundle_path: Path) -> None:
-    options = BuildOptions(target="rtx", version_compatible=True, refit=True, compute_capabilities=("8.7",))
+    options = BuildOptions(
+        target="rtx", version_compatible=True, refit=True, compute_capabilities=("8.7",), timing_cache=Path("t")
+    )
     with pytest.raises(InputError) as caught:
         build(bundle_path, options)
-    for part in ("--version-compatible", "--refit", "8.7: this TensorRT-RTX knows"):
+    for part in ("--version-compatible", "--refit", "--timing-cache", "8.7: this TensorRT-RTX knows"):
         assert part in str(caught.value)
 
 

@@ -16,15 +16,23 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import BundleError, EdgeVQAError, InputError
 from edgevqa.runtime.sessions import BACKENDS, open_session
 from edgevqa.runtime.sessions.base import Array, ProfiledSession, Session, SessionOptions, Tensor
+from edgevqa.runtime.sessions.ort_gpu import missing_library
+from edgevqa.runtime.sessions.ort_providers import PROVIDERS
 
 TRUNK = {"pixel_values": np.ones((2, 3, 8, 8), dtype=np.float32)}
 
 
-@pytest.fixture(params=[name for name, row in BACKENDS.items() if row.flavour is None])
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.gpu] if name in PROVIDERS else []
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name, row in BACKENDS.items() if row.flavour is None])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if not BACKENDS[name].installed():
-        pytest.skip(f"{BACKENDS[name].package} is not installed")
+        pytest.skip(str(BACKENDS[name].missing()))
+    if name in PROVIDERS and missing_library(PROVIDERS[name]):
+        pytest.skip(missing_library(PROVIDERS[name]))
     return name
 
 

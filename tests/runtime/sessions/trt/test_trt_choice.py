@@ -196,7 +196,12 @@ def test_auto_measures_tensorrt_where_there_are_engines(
     rows = {name: BACKENDS[name] for name in ("onnxruntime", "tensorrt", "tensorrt-rtx")}
     for module in (graphs, sessions):
         monkeypatch.setattr(module, "BACKENDS", rows)
+    path = engines(toy_bundle, axes=AXES)
     notes: list[str] = []
-    with Pipeline.load(engines(toy_bundle, axes=AXES), note=notes.append) as pipeline:
+    monkeypatch.setattr(sessions, "nvidia_driver", lambda: False)
+    with Pipeline.load(path, note=notes.append) as pipeline:
+        assert (pipeline.backend, notes) == ("onnxruntime", []), "engines, but nothing that runs them"
+    monkeypatch.setattr(sessions, "nvidia_driver", lambda: True)
+    with Pipeline.load(path, note=notes.append) as pipeline:
         assert pipeline.backend in rows
     assert notes[0].startswith("note: measuring onnxruntime and tensorrt on this bundle")

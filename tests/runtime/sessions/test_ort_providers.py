@@ -1,0 +1,225 @@
+"""ONNX Runtime's GPU providers, as far as a CPU shows them: options, what is missing, and the cache's addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.caches import HostKeyValueCache
+from edgevqa.runtime.errors import ConfigError, UnavailableError
+from edgevqa.runtime.manifest import TensorSpec
+from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session
+from edgevqa.runtime.sessions.base import SessionOptions, Tensor
+from edgevqa.runtime.sessions.ort import OrtTensor
+from edgevqa.runtime.sessions.ort_device_cache import DeviceKeyValueCache
+from edgevqa.runtime.sessions.ort_gpu import missing_library, open_gpu_session, unavailable
+from edgevqa.runtime.sessions.ort_providers import (
+    CUDA,
+    PROVIDERS,
+    RTX,
+    TENSORRT,
+    Provider,
+    Range,
+    axis_ranges,
+    make_options,
+    profile_options,
+)
+
+onnxruntime = pytest.importorskip("onnxruntime")
+PAST = [
+    TensorSpec(name=f"past_{kind}.{n}", dtype="float32", shape=["batch", 2, "capacity", 3])
+    for kind in ("key", "value")
+    for n in range(2)
+]
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path) -> Bundle:
+    return Bundle.open(toy_bundle)
+
+
+@pytest.fixture
+def ranges(bundle: Bundle) -> dict[str, Range]:
+    return axis_ranges(bundle.manifest, bundle.variant("fp32").graphs)
+
+
+def test_every_provider_is_a_backend_that_gpu_installs() -> None:
+    for name, provider in PROVIDERS.items():
+        row = BACKENDS[name]
+        assert row.extra == "gpu"
+        assert bool(provider.plugin) is (row.package == provider.plugin)
+        assert not provider.library or row.library == f"capi/{provider.library}"
+    assert [name for name in PROVIDERS if BACKENDS[name].automatic] == ["ort-cuda"]
+
+
+def test_profiles_come_from_the_axes(bundle: Bundle, ranges: dict[str, Range]) -> None:
+    fusion = bundle.graph("fp32", "vision_fusion")
+    made = profile_options("trt", fusion.inputs, ranges)
+    assert list(made) == ["trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"]
+    words = bundle.manifest.text.max_tokens if bundle.manifest.text else 0
+    assert made["trt_profile_max_shapes"] == f"trunk_states:8x4x6,question_states:8x{words}x8,attention_mask:8x{words}"
+    assert made["trt_profile_min_shapes"].endswith("attention_mask:1x1")
+    fixed = TensorSpec(name="cache_length", dtype="int64", shape=[1])
+    cross = TensorSpec(name="cross_key.0", dtype="float32", shape=["batch", 2, "keys", 3])
+    decoder = profile_options("nv", [fixed, cross, PAST[0]], ranges)
+    tokens = ranges["keys"][2] - words
+    assert ranges["keys"] == (tokens + 1, tokens + 12, tokens + words)
+    slots = bundle.manifest.generation.max_new_tokens if bundle.manifest.generation else 0
+    assert decoder["nv_profile_opt_shapes"] == f"cross_key.0:1x2x{tokens + 12}x3,past_key.0:1x2x{slots}x3"
+
+
+def test_an_axis_of_unknown_size_leaves_shapes_to_the_provider(bundle: Bundle) -> None:
+    assert profile_options("trt", bundle.graph("fp32", "vision_fusion").inputs, {"batch": (1, 1, 8)}) == {}
+
+
+def options(provider: Provider, bundle: Bundle, cache: Path | None = None, **given: str) -> dict[str, str]:
+    spec = bundle.graph("fp32", "projector")
+    return make_options(
+        provider, spec, numerics="s8-fp16", ranges=axis_ranges(bundle.manifest, {}), cache=cache, given=given
+    )
+
+
+def test_what_the_user_gives_wins_and_an_empty_option_is_left_out(bundle: Bundle) -> None:
+    assert options(CUDA, bundle)["enable_cuda_graph"] == "0"
+    made = options(CUDA, bundle, enable_cuda_graph="1", use_tf32="", device_id="1")
+    assert made["enable_cuda_graph"] == "1"
+    assert made["device_id"] == "1"
+    assert "use_tf32" not in made
+    assert "trt_profile_min_shapes" not in options(TENSORRT, bundle, trt_profile_min_shapes="")
+
+
+def test_tensorrt_may_use_the_graphs_types_alone(bundle: Bundle, tmp_path: Path) -> None:
+    int8 = options(TENSORRT, bundle, tmp_path)
+    assert int8["trt_fp16_enable"] == int8["trt_int8_enable"] == int8["trt_layer_norm_fp32_fallback"] == "1"
+    assert "trt_bf16_enable" not in int8
+    assert int8["trt_engine_cache_path"] == int8["trt_timing_cache_path"] == str(tmp_path)
+    plain = make_options(TENSORRT, bundle.graph("fp32", "projector"), numerics="fp32", ranges={}, cache=None, given={})
+    assert plain == TENSORRT.options
+
+
+def test_rtx_keeps_what_it_compiles(bundle: Bundle, tmp_path: Path) -> None:
+    made = options(RTX, bundle, tmp_path)
+    assert made["nv_runtime_cache_path"] == str(tmp_path)
+    assert made["nv_profile_opt_shapes"].startswith("image_states:1x")
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_build_without_the_provider_is_answered_with_what_to_install(name: str) -> None:
+    if BACKENDS[name].installed():
+        pytest.skip(f"{BACKENDS[name].package} has it")
+    with pytest.raises(UnavailableError, match=r"pip install 'edgevqa\[gpu\]'") as caught:
+        choose_backend(name)
+    assert caught.value.exit_code == 3
+    assert "onnxruntime-gpu" in str(caught.value)
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT], ids=lambda row: row.backend)
+def test_no_session_falls_back_to_the_cpu(
+    provider: Provider, bundle: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The CPU build lacks the provider; the GPU build without a driver has it, and silently goes on without it."""
+    if not missing_library(provider):
+        pytest.skip("it can be loaded here")
+    with pytest.raises(UnavailableError) as caught:
+        open_gpu_session(bundle, "fp32", "projector", SessionOptions(), provider)
+    built = provider.name in onnxruntime.get_available_providers()
+    reason = missing_library(provider) if built else f"onnxruntime {onnxruntime.__version__} was built without it"
+    told = str(caught.value)
+    assert told.startswith(f"Backend '{provider.backend}' cannot be used here: ")
+    assert reason in told
+    assert "CUDA 13" in told
+    assert "cuDNN 9" in told
+    assert ("libnvinfer.so.10" in told) is (provider is TENSORRT)
+    assert caught.value.exit_code == 3
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime would say it in its own way
+
+
+def test_an_rtx_plugin_that_cannot_be_loaded_is_named(bundle: Bundle) -> None:
+    absent = msgspec.structs.replace(RTX, plugin="package_that_is_absent")
+    with pytest.raises(UnavailableError, match=r"'ort-rtx' cannot be used here: .*(libcuda|package_that_is_absent)"):
+        open_gpu_session(bundle, "fp32", "projector", SessionOptions(), absent)
+
+
+def test_a_provider_that_gives_no_reason_is_still_refused() -> None:
+    assert "for a reason that it does not tell. It needs an NVIDIA driver" in str(unavailable(CUDA, ""))
+
+
+def test_layers_are_timed_by_others(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="'ort-cuda' does not time layers"):
+        open_gpu_session(bundle, "fp32", "projector", SessionOptions(profile=True), CUDA)
+
+
+def test_a_device_id_is_a_number(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="device_id is 'first'"):
+        open_gpu_session(bundle, "fp32", "projector", SessionOptions(provider_options={"device_id": "first"}), CUDA)
+
+
+def test_a_session_on_the_cpu_takes_a_tensor_of_another_device(bundle: Bundle) -> None:
+    """A stand-in for a tensor on a GPU: it says so, and only its host copy may be used."""
+    states = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 4, 6)
+    away = OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(states))
+    away.device = "cuda"
+    with open_session(bundle, "fp32", "projector", backend="onnxruntime") as session:
+        spec = session.inputs[0]
+        expected = session.run({spec.name: states})["image_embeds"].numpy()
+        np.testing.assert_array_equal(session.run({spec.name: away})["image_embeds"].numpy(), expected)
+
+
+class HostCopy:
+    """What CUDA does for the cache, in host memory; nothing may be read before `finish`."""
+
+    def __init__(self) -> None:
+        self.pending = 0
+
+    def rows(self, to: tuple[int, int], source: tuple[int, int], width: int, count: int) -> None:
+        self.pending += 1
+        for row in range(count):
+            ctypes.memmove(to[0] + row * to[1], source[0] + row * source[1], width)
+
+    def finish(self) -> None:
+        self.pending = 0
+
+
+def zeros(shape: tuple[int, ...], dtype: str) -> OrtTensor:
+    """A buffer that ONNX Runtime owns, as it would on a GPU."""
+    return OrtTensor(onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), "cpu"))
+
+
+def test_the_cache_on_the_device_is_the_one_on_the_host() -> None:
+    """Tokens, and beams that change places, until it is full and beyond."""
+    random = np.random.default_rng(0)
+    copy, batch, capacity = HostCopy(), 3, 4
+    past = {spec.name: zeros((batch, 2, capacity, 3), "float32") for spec in PAST}
+    device = DeviceKeyValueCache(past, capacity, copy, zeros)
+    host = HostKeyValueCache(PAST, batch, capacity)
+    for step in range(capacity + 1):
+        news = {
+            spec.name.replace("past", "new"): random.standard_normal((batch, 2, 1, 3)).astype(np.float32)
+            for spec in PAST
+        }
+        outputs: dict[str, Tensor] = {name: OrtTensor(_value(array)) for name, array in news.items()}
+        device.append(outputs)
+        host.append(outputs)
+        if step in (1, 2):
+            rows = np.array([2, 0, 0] if step == 1 else [0, 1, 2], dtype=np.int64)
+            device.reorder(rows)
+            host.reorder(rows)
+        assert copy.pending == 0
+        assert device.length == host.length == min(step + 1, capacity)
+        for name, buffer in host.inputs().items():
+            held = device.inputs()[name]
+            assert isinstance(held, OrtTensor)
+            assert isinstance(buffer, np.ndarray)
+            np.testing.assert_array_equal(held.numpy()[:, :, : device.length], buffer[:, :, : host.length])
+
+
+def _value(array: np.ndarray) -> object:
+    """The array in memory of ONNX Runtime's own."""
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cpu")
+    value.update_inplace(array)
+    return value
