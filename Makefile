@@ -16,10 +16,10 @@ demo: $(INSTALLED) ## export the reference model, ask it questions about picture
 	$(BIN)/edgevqa demo
 
 test: lint ## lint, types and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quick: $(INSTALLED) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## ruff, mypy and pyright
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgevqa.calibration.quantization.answer_check import AnswerCheck
     from edgevqa.calibration.quantization.run import Quantized, QuantizedVariant
     from edgevqa.calibration.quantization.variant_report import LayerReport, VariantReport
+    from edgevqa.calibration.search.search import MixedResult
 
 NEEDED = (("onnx_ir", "export"), ("onnxruntime", "cpu"))
 MOST_ROWS = 40  # of a table of layers; the rest is in the report
@@ -126,7 +127,10 @@ def print_variant(variant: QuantizedVariant, float_size_bytes: int) -> None:
         _print_graphs(variant.report)
         _print_high(variant.report.kept_high)
         _print_residuals(variant.report)
-        for warning in variant.report.warnings:
+        search = variant.report.search
+        if search is not None:
+            print_text(_search_text(search))
+        for warning in [*variant.report.warnings, *(search.warnings if search is not None else [])]:
             note(f"warning: {warning}")
     if variant.check is not None:
         print_text(_check_text(variant.check))
@@ -176,6 +180,16 @@ def _print_residuals(report: VariantReport) -> None:
 def _print_cast(variant: QuantizedVariant) -> None:
     rows = [(name, str(spec.parameters), str(spec.nodes.get("Cast", 0))) for name, spec in variant.spec.graphs.items()]
     print_table(("graph", ">parameters", ">Casts"), rows, title=variant.name)
+
+
+def _search_text(search: MixedResult) -> str:
+    low, high = search.effect.drop_ci95
+    return (
+        f"Search: {search.effect.drop:+.2f} points of {search.metric} lost on {search.effect.samples} questions "
+        f"(95 % interval {low:+.2f} to {high:+.2f}; allowed {search.max_drop:g}), {search.all_quantised.drop:+.2f} with all "
+        f"layers quantised; {100 * search.quantised_share:.0f} % of a float answer's time is quantised; "
+        f"{search.trials} candidates, {search.seconds:.0f} s"
+    )
 
 
 def _check_text(check: AnswerCheck) -> str:
