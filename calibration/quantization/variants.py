@@ -67,9 +67,10 @@ def write_variants(
 
 
 def wanted_numerics(bundle: Bundle, options: QuantizeOptions) -> dict[Numerics, list[Target]]:
-    """How the precision is written for the targets. A bundle for any CPU also gets OpenVINO's form where that is there."""
+    """How the precision is written for the targets. A bundle for any CPU also gets OpenVINO's INT8 where that is there."""
     names = list(options.targets) or [bundle.manifest.target]
-    if not options.targets and names == ["cpu"] and find_spec("openvino") is not None:
+    both = not options.targets and names == ["cpu"] and options.precision == "int8"
+    if both and find_spec("openvino") is not None:
         names.append("openvino")
     found: dict[Numerics, list[Target]] = {}
     for name in names:
@@ -134,7 +135,7 @@ class _Run:
             overflow={name: list(graph.cast.kept) for name, graph in by_graph.items() if graph.cast is not None},
             check=check,
             search=job.search,
-            warnings=_warnings(check),
+            warnings=_warnings(check, asked=self.checker is not None),
         )
         spec = msgspec.structs.replace(spec, report=writer.add_bytes(found.encode(), f"calibration/{job.name}.json"))
         return QuantizedVariant(name=job.name, spec=spec, report=found, check=check, size_bytes=found.size_bytes)
@@ -211,8 +212,10 @@ def _runs_here(spec: VariantSpec) -> bool:
     return spec.numerics != "fp8-fp16" or all(graph.opset >= 21 for graph in spec.graphs.values())
 
 
-def _warnings(check: AnswerCheck | None) -> list[str]:
-    if check is None or check.agreement >= WANTED_AGREEMENT:
+def _warnings(check: AnswerCheck | None, *, asked: bool) -> list[str]:
+    if check is None:
+        return ["Its answers were not checked: ONNX Runtime runs FP8 only from opset 21."] if asked else []
+    if check.agreement >= WANTED_AGREEMENT:
         return []
     return [f"{100 - check.agreement:.1f} % of the answers are no longer the float model's. See --precision mixed."]
 
