@@ -42,6 +42,7 @@ TESTS = ("easy-vqa:test", "scenes:7:5000")
 FP16_AGREEMENT, INT8_AGREEMENT, INT8_DROP = 99.9, 99.3, 0.5
 EMULATED = "FP16 rounding emulated by the CPU backend"
 SEED = 0
+SEARCH_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,9 @@ def _options(case: Case, data: str) -> QuantizeOptions:
     target = ours.TARGETS.get(case.numerics, "cpu")
     if case.precision != "mixed" or case.drop is None:
         return QuantizeOptions(precision=case.precision, targets=(target,), min_agreement=0)
-    return QuantizeOptions(precision="mixed", targets=(target,), data=data, max_drop=case.drop)
+    return QuantizeOptions(
+        precision="mixed", targets=(target,), data=data, max_drop=case.drop, time_limit_s=SEARCH_LIMIT_S
+    )
 
 
 def missed(case: Case, result: Result) -> Iterator[str]:

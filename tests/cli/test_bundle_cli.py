@@ -91,7 +91,7 @@ def test_inspect(invoke: Invoke, fake_bundle: Bundle) -> None:
         "qavit_t5 (visual-question-answering, pipeline encoder_decoder_vqa)",
         "ckpt.pth (official), 4,160 parameters",
         "torch 2.13.0",
-        "fp32 throughout",
+        "fp32",
         "past_key.0..2 float32 (batch, 4, capacity, 8)",
         "image_embeds float32 (batch, 17, 32)",
         "2.40e-06",

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import pytest
