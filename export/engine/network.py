@@ -88,7 +88,8 @@ def _spec(tensor: Any) -> TensorSpec:
         size if size >= 0 else (tensor.get_dimension_name(axis) or f"axis_{axis}")
         for axis, size in enumerate(tuple(tensor.shape))
     ]
-    return TensorSpec(name=tensor.name, dtype=_DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), shape=shape)
+    kind = str(tensor.dtype.name)
+    return TensorSpec(name=tensor.name, dtype=_DTYPES.get(kind, kind.lower()), shape=shape)
 
 
 _DTYPES = {

@@ -27,7 +27,8 @@ def bundle(reference_bundle: Path) -> Bundle:
 
 
 def options(**changes: Any) -> BuildOptions:
-    return BuildOptions(**{"target": "rtx", **changes})
+    given: dict[str, Any] = {"target": "rtx", **changes}
+    return BuildOptions(**given)
 
 
 def test_profiles_follow_the_axes(bundle: Bundle) -> None:
