@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from edgevqa.calibration import QuantizeOptions, quantize
 from edgevqa.export.engine.build import build
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.process import run_job
@@ -57,6 +58,22 @@ def test_every_graph_is_built_and_recorded(bundle_path: Path) -> None:
         assert len(engine.profiles) == 2
         assert engine.size_bytes == path.stat().st_size
     assert all(report.passed for report in bundle.verify())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "numerics"), [("fp16", "fp16"), ("int8", "s8-fp16")])
+def test_lower_precisions_are_built_with_two_profiles(bundle_path: Path, precision: str, numerics: str) -> None:
+    quantize(bundle_path, QuantizeOptions(precision=precision, targets=("rtx",), data="scenes:3:64", samples=8))  # type: ignore[arg-type]
+    built = build(bundle_path, BuildOptions(target="rtx", precision=precision, batch=(1, 4)))
+    record = built.record
+    assert (record.numerics, set(record.graphs)) == (numerics, set(Bundle.open(bundle_path).variant("fp32").graphs))
+    for name, engine in record.graphs.items():
+        assert len(engine.profiles) == 2
+        assert not engine.high_layers, f"{name}: no matrix product is left in FP32"
+    assert record.graphs["language_decoder"].high_operators, "T5's norms are computed in FP32"
+    fp32 = build(bundle_path, BuildOptions(target="rtx", precision="fp32", batch=(1, 4))).record
+    assert record.graphs["projector"].high_operators == {}
+    assert sum(e.size_bytes for e in record.graphs.values()) < sum(e.size_bytes for e in fp32.graphs.values())
 
 
 def test_a_stopped_build_goes_on_where_it_was(bundle_path: Path) -> None:
