@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: its children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PACKAGED = HERE / "golden"
 SHARED = HERE.parents[1] / "shared" / "golden" / "dev"
 GOLDEN = SHARED if SHARED.is_dir() else PACKAGED

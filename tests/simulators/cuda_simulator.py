@@ -70,7 +70,7 @@ class CudaSimulator(ModuleType):
         return memory + [handle.kind for handle in self.handles.values()]
 
     def bytes_in_use(self) -> int:
-        return sum(len(memory.data) for memory in self.device.values() if memory.kind == "device")
+        return sum(len(memory.data) for memory in list(self.device.values()) if memory.kind == "device")
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._enter("cudaMalloc", uncaptured=True) or self._allocate(size, None)
@@ -122,7 +122,7 @@ class CudaSimulator(ModuleType):
         memory = self.host.pop(int(ptr), None)
         if memory is None:
             raise SimulatorError(f"{ptr:#x} is no pinned memory, or was freed before")
-        aliases = [each for each in self.device.values() if each.data is memory.data]
+        aliases = [each for each in list(self.device.values()) if each.data is memory.data]
         places = {memory.address, *(each.address for each in aliases)}
         for stream in self._streams():
             if any(address in places for op in stream.queue for address, _ in op.places):
@@ -311,7 +311,7 @@ class CudaSimulator(ModuleType):
 
     def bytes_at(self, address: int, size: int, *, on_host: bool = False) -> tuple[Bytes, NDArray[np.bool_]]:
         """The bytes of a range, and which were written. Raises where the range is in no living allocation."""
-        for memory in (self.host if on_host else self.device).values():
+        for memory in list((self.host if on_host else self.device).values()):  # threads allocate meanwhile
             start = address - memory.address
             if start >= 0 and start + size <= len(memory.data):
                 if not memory.there:
@@ -322,7 +322,7 @@ class CudaSimulator(ModuleType):
 
     def _usable(self, address: int, size: int, *, on_host: bool) -> None:
         """Raise unless a range may be given to a stream now."""
-        for memory in (self.host if on_host else self.device).values():
+        for memory in list((self.host if on_host else self.device).values()):  # threads allocate meanwhile
             start = address - memory.address
             if start >= 0 and start + size <= len(memory.data):
                 if memory.freeing:
