@@ -73,6 +73,7 @@ def test_batches(pair: tuple[Pipeline, Pipeline], scenes: list[np.ndarray]) -> N
     for _ in range(3):
         same(ort.answer(scenes[0], list(QUESTIONS)), trt.answer(scenes[0], list(QUESTIONS)))
         same(ort.answer_pairs(pairs), trt.answer_pairs(pairs))
+    assert traffic(trt).replays > 0, "the batches came again, and were replayed"
 
 
 def test_beams_and_choices(pair: tuple[Pipeline, Pipeline], scenes: list[np.ndarray]) -> None:
@@ -136,8 +137,9 @@ def test_threads(pair: tuple[Pipeline, Pipeline], scenes: list[np.ndarray]) -> N
     work = list(itertools.product(range(3), QUESTIONS)) * 2
     want = {item: ort.answer(scenes[item[0]], item[1]) for item in work}
     with ThreadPoolExecutor(4) as pool:
-        for item, found in zip(work, pool.map(lambda item: trt.answer(scenes[item[0]], item[1]), work), strict=True):
-            same(want[item], found)
+        found = list(pool.map(lambda item: trt.answer(scenes[item[0]], item[1]), work))
+    assert [answer.tokens for answer in found] == [want[item].tokens for item in work]
+    same([want[item] for item in work], found)
 
 
 def test_several_pipelines_at_once(simulated: Any, path: Path, scenes: list[np.ndarray]) -> None:
@@ -154,8 +156,10 @@ def test_several_pipelines_at_once(simulated: Any, path: Path, scenes: list[np.n
 def test_other_kinds_of_gpu(simulated: Any, path: Path, scenes: list[np.ndarray], settings: dict[str, Any]) -> None:
     simulated.start(**settings)
     with Pipeline.load(path, backend="onnxruntime", threads=1) as ort, Pipeline.load(path, backend="tensorrt") as trt:
-        for question in QUESTIONS * 2:
-            same(ort.answer(scenes[0], question), trt.answer(scenes[0], question))
+        want = [ort.answer(scenes[0], question) for question in QUESTIONS * 2]
+        found = [trt.answer(scenes[0], question) for question in QUESTIONS * 2]
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in want]
+    same(want, found)
 
 
 def test_tensorrt_rtx_captures_by_itself(

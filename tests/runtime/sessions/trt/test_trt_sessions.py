@@ -173,7 +173,12 @@ def test_without_memory_pools(simulated: Any, path: Path) -> None:
     simulated.start(pools=False)
     with open_session(Bundle.open(path), "fp32", "vision_trunk", backend="tensorrt") as session:
         for scale in range(4):
-            session.run({"pixel_values": ONES * scale})["trunk_states"].numpy()
+            found = session.run({"pixel_values": ONES * scale})["trunk_states"].numpy()
+            np.testing.assert_array_equal(
+                found, expected(path, "vision_trunk", {"pixel_values": ONES * scale})["trunk_states"]
+            )
+    assert simulated.cuda.calls["cudaMalloc"] > 0
+    assert "cudaMallocAsync" not in simulated.cuda.calls, "there are no pools to take from"
 
 
 def test_memory_is_used_again(open_graph: Open, simulated: Any) -> None:
