@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from tokenizers import Tokenizer
@@ -113,10 +113,13 @@ def text_spec(
     cleaning: Literal["none", "qavit_question"],
     max_tokens: int,
     pad_token_id: int,
-    eos_token_id: int,
+    eos_token_id: int | None,
     vocab_size: int,
+    **others: Any,
 ) -> TextSpec:
     """How questions become ids. Special ids are those the tokenizer marks, `<extra_id_N>`, and ids past its own vocabulary.
+
+    `others` are further fields of `TextSpec`, such as `template`.
 
     Raises `CheckpointError` when the tokenizer makes ids that the model's table does not have.
     """
@@ -130,7 +133,8 @@ def text_spec(
             f"The tokenizer's highest id is {highest}; the model's vocabulary has {vocab_size} entries."
         )
     added = json.loads(tokenizer).get("added_tokens", [])
-    special = {entry["id"] for entry in added if entry.get("special")} | {pad_token_id, eos_token_id}
+    special = {entry["id"] for entry in added if entry.get("special")} | {pad_token_id}
+    special |= set() if eos_token_id is None else {eos_token_id}
     special |= {vocabulary[name] for name in ("<pad>", "</s>", "<unk>") if name in vocabulary}
     special |= {index for name, index in vocabulary.items() if name.startswith("<extra_id_")}
     special |= set(range(vocab_size)) - set(vocabulary.values())
@@ -141,4 +145,15 @@ def text_spec(
         pad_token_id=pad_token_id,
         eos_token_id=eos_token_id,
         special_token_ids=sorted(special),
+        **others,
     )
+
+
+def token_of(tokenizer: bytes, token_id: int) -> str:
+    """How the tokenizer writes a token. Raises `CheckpointError` for an id that it does not have."""
+    token = Tokenizer.from_str(tokenizer.decode("utf-8")).id_to_token(token_id)
+    if token is None:
+        raise CheckpointError(
+            f"The model's configuration names the token {token_id}, which its tokenizer does not have."
+        )
+    return str(token)

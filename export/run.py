@@ -17,11 +17,11 @@ import edgevqa
 from edgevqa.export import families
 from edgevqa.export.options import ExportOptions
 from edgevqa.export.sources import Source, resolve_source
-from edgevqa.export.spec import AnswerCase, Case, Family, Loaded
+from edgevqa.export.spec import AnswerCase, Case, Family, Loaded, Tokenized
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import CheckFailed, CheckpointError, require
-from edgevqa.runtime.manifest import SCHEMA_VERSION, GraphSpec, Manifest, ParitySpec, VariantSpec
+from edgevqa.runtime.manifest import SCHEMA_VERSION, GraphSpec, Manifest, ParitySpec, TextSpec, VariantSpec
 
 VARIANT = "fp32"
 WEIGHTS = f"graphs/{VARIANT}/weights.data"
@@ -85,7 +85,8 @@ class _Job:
 
     def write(self, loaded: Loaded) -> Manifest:
         graphs = self.write_graphs(loaded)
-        text = msgspec.structs.replace(loaded.text, tokenizer=self.writer.add_bytes(loaded.tokenizer, TOKENIZER))
+        text = None if loaded.text is None else self.write_tokenizer(loaded.text, TOKENIZER)
+        texts = {name: self.write_tokenizer(each, f"{name}.{TOKENIZER}") for name, each in loaded.texts.items()}
         weights = self.writer.describe(WEIGHTS)
         variant = VariantSpec(precision="fp32", numerics="fp32", weights=weights, graphs=graphs)
         return Manifest(
@@ -93,11 +94,14 @@ class _Job:
             edgevqa_version=edgevqa.__version__,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             family=self.name,
-            task=self.family.task,
-            pipeline=self.family.pipeline,
+            task=loaded.task,
+            pipeline=loaded.pipeline,
             target=self.options.target,
             image=loaded.image,
             text=text,
+            texts=texts,
+            labels=list(loaded.labels),
+            matching=loaded.matching,
             generation=loaded.generation,
             variants={VARIANT: variant},
             source=loaded.source,
@@ -105,20 +109,23 @@ class _Job:
             tools=tool_versions(),
         )
 
+    def write_tokenizer(self, text: Tokenized, name: str) -> TextSpec:
+        return msgspec.structs.replace(text.spec, tokenizer=self.writer.add_bytes(text.data, name))
+
     def write_graphs(self, loaded: Loaded) -> dict[str, GraphSpec]:
         from edgevqa.calibration.describe import graph_spec
         from edgevqa.calibration.weights import SharedWeights
         from edgevqa.export.trace import trace
 
         graphs: dict[str, GraphSpec] = {}
-        total = len(self.family.graph_names(loaded))
+        plans = self.family.plans(loaded)
         with SharedWeights(self.writer.path(WEIGHTS)) as weights:
-            for done, plan in enumerate(self.family.plans(loaded)):
-                self.report(f"trace {plan.name}", done, total)
-                model = trace(plan, opset=self.options.chosen_opset)
-                relative = f"graphs/{VARIANT}/{plan.name}.onnx"
+            for done, (name, make) in enumerate(plans.items()):
+                self.report(f"trace {name}", done, len(plans))
+                model = trace(make(), opset=self.options.chosen_opset)
+                relative = f"graphs/{VARIANT}/{name}.onnx"
                 weights.write_graph(model, self.writer.path(relative))
-                graphs[plan.name] = graph_spec(model, self.writer.describe(relative))
+                graphs[name] = graph_spec(model, self.writer.describe(relative))
         return graphs
 
     def verify(self, manifest: Manifest, cases: list[Case], answers: list[AnswerCase]) -> Manifest:
@@ -145,7 +152,7 @@ class _Job:
         if different:
             case, answer = different[0]
             raise CheckFailed(
-                f"{len(different)} of {len(answers)} answers are not PyTorch's; '{case.question}': '{answer}', expected "
+                f"{len(different)} of {len(answers)} answers are not PyTorch's; '{case.question}': '{answer.text}', expected "
                 f"'{case.expected}'. The bundle was not published."
             )
         return msgspec.structs.replace(manifest, parity={VARIANT: found})

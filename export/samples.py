@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def sample_picture(name: str) -> NDArray[np.uint8]:
     """A packaged picture, (height, width, 3)."""
     with Image.open(PICTURES / name) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def questions_by_picture() -> list[tuple[NDArray[np.uint8], list[str]]]:
+    """Every packaged picture with the questions about it."""
+    names: dict[str, list[str]] = {}
+    for sample in sample_questions():
+        names.setdefault(sample.image, []).append(sample.question)
+    return [(sample_picture(name), questions) for name, questions in names.items()]
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors as arrays of their own."""
+    return {name: tensor.detach().contiguous().numpy().copy() for name, tensor in tensors.items()}
 
 
 class _Named:

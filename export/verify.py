@@ -10,7 +10,7 @@ from edgevqa.export.spec import AnswerCase, Array, Case
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.manifest import ParityRow, ParitySpec
 from edgevqa.runtime.pipeline import Pipeline
-from edgevqa.runtime.pipelines.base import PipelineOptions
+from edgevqa.runtime.pipelines.base import Answer, PipelineOptions
 from edgevqa.runtime.sessions import open_session
 from edgevqa.runtime.transient import one_at_a_time
 
@@ -42,21 +42,24 @@ def compare_graphs(
     return list(rows.values())
 
 
-def compare_answers(bundle: Bundle, variant: str, cases: Sequence[AnswerCase]) -> list[tuple[AnswerCase, str]]:
+def compare_answers(bundle: Bundle, variant: str, cases: Sequence[AnswerCase]) -> list[tuple[AnswerCase, Answer]]:
     """The cases whose answer from the runtime is not the eager model's, with what the runtime answered."""
-    by_length: dict[int, list[AnswerCase]] = {}
+    alike: dict[tuple[int | None, tuple[str, ...]], list[AnswerCase]] = {}
     for case in cases:
-        by_length.setdefault(case.max_new_tokens, []).append(case)
+        alike.setdefault((case.max_new_tokens, case.choices), []).append(case)
     options = PipelineOptions(precision=variant, backend=BACKEND, max_batch=ANSWERS_AT_ONCE)
     graphs = one_at_a_time(bundle, variant)
-    different: list[tuple[AnswerCase, str]] = []
+    different: list[tuple[AnswerCase, Answer]] = []
     with Pipeline(bundle, graphs, options, variant=variant, backend=BACKEND) as pipeline:
-        for tokens, group in by_length.items():
-            answers = pipeline.answer_pairs([(case.image, case.question) for case in group], max_new_tokens=tokens)
-            different += [
-                (case, answer.text) for case, answer in zip(group, answers, strict=True) if answer.text != case.expected
-            ]
+        for (tokens, choices), group in alike.items():
+            pairs = [(case.image, case.question) for case in group]
+            answers = pipeline.answer_pairs(pairs, max_new_tokens=tokens, choices=choices or None, num_beams=1)
+            different += [pair for pair in zip(group, answers, strict=True) if not _is_expected(*pair)]
     return different
+
+
+def _is_expected(case: AnswerCase, answer: Answer) -> bool:
+    return answer.text == case.expected and case.tokens in (None, answer.tokens)
 
 
 def parity(rows: list[ParityRow], answers: int, different: int) -> ParitySpec:

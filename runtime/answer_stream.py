@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.pipelines.base import Answer, Outcome
@@ -14,12 +14,12 @@ class AnswerStream(Iterator[str]):
     def __init__(
         self,
         outcomes: Iterator[Outcome],
-        decode: Callable[[Sequence[int]], str],
+        decode: Callable[[Outcome], str],
         finish: Callable[[Outcome], Answer],
     ) -> None:
         """Use `Pipeline.stream`."""
         self._outcomes = outcomes
-        self._decode = decode  # tokens so far into the text that no further token can change
+        self._decode = decode  # what was found so far into the text that no further token can change
         self._finish = finish
         self._sent = ""
         self._last: Outcome | None = None
@@ -52,7 +52,7 @@ class AnswerStream(Iterator[str]):
                 piece = self._new_part(self._end().text)
             else:
                 self._last = outcome
-                piece = "" if outcome.choices else self._new_part(self._decode(outcome.generated.tokens))
+                piece = "" if outcome.choices else self._new_part(self._decode(outcome))
             if piece:
                 return piece
         raise StopIteration

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.images import Rgb
 from edgevqa.runtime.manifest import TensorSpec
-from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.base import Array, Session, Tensor
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -83,8 +83,8 @@ class KeyValueCache(Protocol):
         """`past_key.N` and `past_value.N` (batch, heads, capacity, head), owned by the cache, for the next `run`."""
         ...
 
-    def append(self, outputs: Mapping[str, Tensor]) -> None:
-        """Write `new_key.N` and `new_value.N` (batch, heads, 1, head) into slot `length`."""
+    def append(self, outputs: Mapping[str, Tensor | Array]) -> None:
+        """Write `new_key.N` and `new_value.N` (batch, heads, slots, head) from slot `length` on, as far as there is room."""
         ...
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
@@ -115,19 +115,27 @@ class HostKeyValueCache:
     def inputs(self) -> Mapping[str, Tensor | Array]:
         return self._buffers
 
-    def append(self, outputs: Mapping[str, Tensor]) -> None:
-        if self.length >= self.capacity:
-            return  # the last token's keys: nobody attends to them
+    def append(self, outputs: Mapping[str, Tensor | Array]) -> None:
+        first, stop = self.length, self.length
         for name, buffer in self._buffers.items():
-            new = outputs[name.replace("past_", "new_", 1)].numpy()
-            buffer[:, :, self.length] = new[:, :, 0]
-        self.length += 1
+            given = outputs[name.replace("past_", "new_", 1)]
+            new = given if isinstance(given, np.ndarray) else given.numpy()
+            stop = min(first + new.shape[2], self.capacity)  # nobody attends to the last token's keys
+            buffer[:, :, first:stop] = new[:, :, : stop - first]
+        self.length = stop
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         if np.array_equal(rows, np.arange(len(rows))):
             return
         for buffer in self._buffers.values():
             buffer[:, :, : self.length] = buffer[rows, :, : self.length]
+
+
+def make_cache(session: Session, batch: int, capacity: int) -> KeyValueCache:
+    """A cache where the session wants it: in its own memory, or the host's."""
+    if isinstance(session, MakesKeyValueCache):
+        return session.make_cache(batch, capacity)
+    return HostKeyValueCache(session.inputs, batch, capacity)
 
 
 def cache_shape(spec: TensorSpec, batch: int, capacity: int) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevqa.runtime.errors import CheckFailed
+from edgevqa.runtime.manifest import GenerationSpec
 from edgevqa.runtime.sessions.base import Array
 
 Floats = NDArray[np.float64]
@@ -31,12 +32,32 @@ class Decoder(Protocol):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where decoding begins and ends. `max_new_tokens` counts generated tokens, the end token included."""
+    """Where decoding begins and ends. `max_new_tokens` counts generated tokens, the end token included.
+
+    An answer ends with `eos_token_id` or one of `more_eos_token_ids`.
+    """
 
     start_token_id: int
     eos_token_id: int
     pad_token_id: int
     max_new_tokens: int
+    more_eos_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, spec: GenerationSpec, max_new_tokens: int) -> Limits:
+        """The limits that a manifest gives."""
+        return cls(
+            start_token_id=spec.decoder_start_token_id,
+            eos_token_id=spec.eos_token_id,
+            pad_token_id=spec.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            more_eos_token_ids=tuple(spec.more_eos_token_ids),
+        )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends an answer."""
+        return (self.eos_token_id, *self.more_eos_token_ids)
 
 
 class Generated(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +98,7 @@ def greedy_steps(decoder: Decoder, limits: Limits) -> Iterator[tuple[Integers, F
         gained = log_probabilities[np.arange(decoder.rows), best]
         tokens = np.where(running, best, limits.pad_token_id).astype(np.int64)
         yield tokens, np.where(running, gained, 0.0)
-        running &= tokens != limits.eos_token_id
+        running &= ~np.isin(tokens, limits.ends)
         if not running.any():
             return
 
@@ -89,11 +110,18 @@ def greedy_search(decoder: Decoder, limits: Limits) -> list[Generated]:
     gained = np.stack([step[1] for step in steps], axis=1)
     found: list[Generated] = []
     for row in range(decoder.rows):
-        ends = np.flatnonzero(tokens[row] == limits.eos_token_id)
+        ends = np.flatnonzero(np.isin(tokens[row], limits.ends))
         length = int(ends[0]) + 1 if len(ends) else tokens.shape[1]
         total = float(gained[row, :length].sum())
         found.append(Generated(tokens=tuple(tokens[row, :length].tolist()), total_log_probability=total))
     return found
+
+
+def search(decoder: Decoder, limits: Limits, *, num_beams: int, length_penalty: float = 1.0) -> list[Generated]:
+    """Greedy decoding with one beam, beam search with more."""
+    if num_beams == 1:
+        return greedy_search(decoder, limits)
+    return beam_search(decoder, limits, width=num_beams, length_penalty=length_penalty)
 
 
 class _Hypothesis(msgspec.Struct, frozen=True):
@@ -131,7 +159,7 @@ class _Beam:
             parent, token = divmod(int(index), vocabulary)
             tokens: tuple[int, ...] = (*self.running[parent][0], token)
             total = float(flat[index])
-            if token == self.limits.eos_token_id or len(tokens) >= self.limits.max_new_tokens:
+            if token in self.limits.ends or len(tokens) >= self.limits.max_new_tokens:
                 if rank < self.width:
                     self._finish(tokens, total)
             elif len(running) < self.width:

@@ -51,6 +51,10 @@ class Graphs:
         with self.statistics.timed(name):
             return self.sessions[name].run(inputs)
 
+    def inputs(self, graph: str) -> dict[str, TensorSpec]:
+        """The specifications of a graph's inputs, by name."""
+        return {spec.name: spec for spec in self.sessions[graph].inputs}
+
     def input(self, graph: str, name: str) -> TensorSpec:
         """The specification of a graph's input. Raises `BundleError` where there is none of that name."""
         for spec in self.sessions[graph].inputs:

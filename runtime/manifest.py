@@ -75,7 +75,9 @@ class ImageSpec(_Record, frozen=True, kw_only=True):
     """Preprocessing, in order: RGB, resize, centre crop, rescale, normalise. Sizes in pixels.
 
     `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`, or None for no resize; `crop` and `height`/`width`
-    likewise. `height` and `width` are what the graph takes.
+    likewise. `height` and `width` are what the graph takes (the usual size, where it takes several). `processor` names a
+    row of `runtime/preprocessing`, and `settings` are what that row needs beyond the rest. `tokens` is the largest number
+    of places that a picture takes in the language model's input, where it takes any.
     """
 
     height: int
@@ -86,10 +88,18 @@ class ImageSpec(_Record, frozen=True, kw_only=True):
     rescale_factor: float | None
     mean: list[float] | None
     std: list[float] | None
+    processor: str = "fixed"
+    settings: dict[str, Any] = {}
+    tokens: int | None = None
 
 
 class TextSpec(_Record, frozen=True, kw_only=True):
-    """Tokenizer file and how questions are turned into ids. `cleaning` names a rule in `runtime/text.py`."""
+    """Tokenizer file and how questions are turned into ids. `cleaning` names a rule in `runtime/text.py`.
+
+    `template` is the prompt around the question, in which special tokens are recognised; `image_token_id` marks in its ids
+    where the picture goes. `max_tokens` bounds the question, without the template. `required` is False where a picture can
+    be asked about without words. `answer_prefix` stands before an answer that is to be scored, such as a blank.
+    """
 
     tokenizer: FileSpec
     cleaning: Literal["none", "qavit_question"]
@@ -97,16 +107,35 @@ class TextSpec(_Record, frozen=True, kw_only=True):
     pad_token_id: int
     eos_token_id: int | None
     special_token_ids: list[int]
+    template: str = "{question}"
+    image_token_id: int | None = None
+    required: bool = True
+    answer_prefix: str = ""
 
 
 class GenerationSpec(_Record, frozen=True, kw_only=True):
-    """Defaults of answer generation; `max_new_tokens` counts generated tokens, the end token included."""
+    """Defaults of answer generation; `max_new_tokens` counts generated tokens, the end token included.
+
+    `decoder_start_token_id` is what decoding begins with, where a prompt does not. An answer ends with `eos_token_id` or
+    one of `more_eos_token_ids`. `max_context` is the longest prompt and answer together that a decoder takes.
+    """
 
     decoder_start_token_id: int
     eos_token_id: int
     pad_token_id: int
     max_new_tokens: int
     num_beams: int = 1
+    length_penalty: float = 1.0
+    more_eos_token_ids: list[int] = []
+    max_context: int | None = None
+
+
+class MatchingSpec(_Record, frozen=True, kw_only=True):
+    """How a similarity of picture and text becomes a probability: `activation`(`scale` x cosine + `bias`)."""
+
+    scale: float
+    bias: float
+    activation: Literal["softmax", "sigmoid"]
 
 
 class SourceSpec(_Record, frozen=True, kw_only=True):
@@ -167,7 +196,10 @@ class EngineSet(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """The whole of `manifest.json`."""
+    """The whole of `manifest.json`.
+
+    `texts` are further tokenizers by what they serve, such as "qformer"; `labels` the names of a classifier's classes.
+    """
 
     schema_version: int
     edgevqa_version: str
@@ -183,6 +215,9 @@ class Manifest(_Record, frozen=True, kw_only=True):
     source: SourceSpec
     model: dict[str, Any]
     parity: dict[str, ParitySpec] = {}
+    texts: dict[str, TextSpec] = {}
+    labels: list[str] = []
+    matching: MatchingSpec | None = None
     calibration: CalibrationSpec | None = None
     engines: dict[str, EngineSet] = {}
     tools: dict[str, str] = {}
@@ -193,8 +228,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     def entries(self) -> Iterator[FileSpec]:
         """Every file entry, repeated ones too."""
-        if self.text is not None:
-            yield self.text.tokenizer
+        for text in (*([self.text] if self.text else []), *self.texts.values()):
+            yield text.tokenizer
         for variant in self.variants.values():
             yield from variant.files()
         if self.calibration is not None:

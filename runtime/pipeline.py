@@ -15,14 +15,15 @@ from edgevqa.runtime.answer_stream import AnswerStream
 from edgevqa.runtime.backend_choice import Note, choose_run
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import picture_key
+from edgevqa.runtime.codecs import make_codec
 from edgevqa.runtime.counters import Lap, Statistics
 from edgevqa.runtime.decoding import softmax
-from edgevqa.runtime.errors import BundleError, ConfigError, EdgeVQAError, QuestionError
+from edgevqa.runtime.errors import ConfigError, EdgeVQAError, QuestionError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import ImageSource, load_image
 from edgevqa.runtime.manifest import GenerationSpec, Manifest
-from edgevqa.runtime.pipelines import make_flow
+from edgevqa.runtime.pipelines import flow_entry, make_flow
 from edgevqa.runtime.pipelines.base import (
     Answer,
     AnswerOptions,
@@ -34,14 +35,17 @@ from edgevqa.runtime.pipelines.base import (
     Request,
     confidence_of,
 )
+from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.sessions import possible_backends
 from edgevqa.runtime.sessions.base import SessionOptions
-from edgevqa.runtime.text import Question, QuestionTokenizer
+from edgevqa.runtime.text import Question
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _Times: TypeAlias = "dict[str, float]"
+TOP_K = 5
+NOTHING_GENERATED = GenerationSpec(decoder_start_token_id=0, eos_token_id=0, pad_token_id=0, max_new_tokens=1)
 
 
 class Pipeline:
@@ -59,8 +63,9 @@ class Pipeline:
         self.backend = backend
         self._graphs = graphs
         self._flow = make_flow(graphs, bundle.manifest, options)
-        self._tokenizer = _tokenizer(bundle)
-        self._generation = _generation(bundle.manifest)
+        self._questions = Questions.of(bundle)
+        self._codec = make_codec(flow_entry(bundle.manifest).codec, bundle.manifest, self._questions)
+        self._generation = bundle.manifest.generation or NOTHING_GENERATED
         self._lock = threading.RLock()
         self._closed = False
 
@@ -128,7 +133,8 @@ class Pipeline:
         """Answer one question about a picture, or several in one batch.
 
         Keywords: `choices` restricts the answer to one of them and scores each; `max_new_tokens` (generated tokens, the
-        end token included) and `num_beams` (1 is greedy) are the bundle's defaults where not given or None.
+        end token included) and `num_beams` (1 is greedy) are the bundle's defaults where not given or None; `top_k` (5) is
+        how many labels of a classifier get a score. Models that need no words take any question, also an empty one.
 
         The channels of an array are RGB; for OpenCV frames pass frame[:, :, ::-1]. Every question is read before the
         first is answered. Raises `ImageError`, `QuestionError` and `ConfigError`.
@@ -163,7 +169,7 @@ class Pipeline:
             pair = Pair(self._picture(image)[0], self._question(question)[0])
         return AnswerStream(
             self._generate(pair, request),
-            self._tokenizer.decode_settled,
+            lambda outcome: self._codec.settled((*outcome.prompt, *outcome.generated.tokens)),
             lambda outcome: self._answer(pair.question, outcome, request, lap.timing_ms()),
         )
 
@@ -171,11 +177,10 @@ class Pipeline:
         """Run every graph once, then forget what that left in caches and statistics (and what was there before)."""
         options: AnswerOptions = {"max_new_tokens": 2}
         blank = np.zeros((8, 8, 3), dtype=np.uint8)
-        end = self._generation.eos_token_id
-        question = Question(text="", asked="", ids=(end, end), truncated=False, unknown_tokens=0)
         with self._lock:
             self._check_open()
-            self._flow.answer([Pair(Picture(blank, picture_key(blank)), question)], self._request(options))
+            pair = Pair(Picture(blank, picture_key(blank)), self._questions.blank())
+            self._flow.answer([pair], self._request(options))
             self.clear_caches()
             self.statistics.reset()
 
@@ -245,10 +250,10 @@ class Pipeline:
         while True:
             with self._lock:
                 self._check_open()
-                generated = next(steps, None)
-            if generated is None:
+                outcome = next(steps, None)
+            if outcome is None:
                 return
-            yield Outcome(generated=generated)
+            yield outcome
 
     def _picture(self, image: ImageSource) -> tuple[Picture, _Times]:
         """A copy of the picture as it is now, and what that took."""
@@ -266,7 +271,7 @@ class Pipeline:
             self._check_open()
             lap = Lap(self.statistics)
             with self.statistics.timed("tokenize"):
-                question = self._tokenizer.question(text)
+                question = self._questions.question(text)
             return question, lap.timing_ms()
 
     def _request(self, options: AnswerOptions) -> Request:
@@ -274,8 +279,9 @@ class Pipeline:
         if unknown:
             valid = ", ".join(AnswerOptions.__annotations__)
             raise ConfigError(f"Unknown option {', '.join(unknown)}; expected {valid}.")
-        tokens, beams = options.get("max_new_tokens"), options.get("num_beams")
+        tokens, beams, top_k = options.get("max_new_tokens"), options.get("num_beams"), options.get("top_k")
         return Request(
+            top_k=TOP_K if top_k is None else top_k,
             max_new_tokens=self._generation.max_new_tokens if tokens is None else tokens,
             num_beams=self._generation.num_beams if beams is None else beams,
             choices=self._choices(options.get("choices")),
@@ -295,7 +301,7 @@ class Pipeline:
             raise ConfigError(f"The choices are {given}; expected at least one, and none empty.")
         found: dict[tuple[int, ...], str] = {}
         for text in texts:
-            ids = self._tokenizer.answer_ids(text)
+            ids = self._codec.choice(text)
             if ids in found:
                 raise ConfigError(
                     f"The choices {found[ids]!r} and {text!r} are the same tokens to the model. Give one of them."
@@ -304,13 +310,15 @@ class Pipeline:
         return tuple(Choice(text, ids) for ids, text in found.items())
 
     def _answer(self, question: Question, outcome: Outcome, request: Request, timing_ms: dict[str, float]) -> Answer:
-        generated = outcome.generated
-        text = self._tokenizer.decode(generated.tokens)
+        generated, scores = outcome.generated, outcome.scores
+        text = outcome.text
+        if text is None:
+            text = self._codec.decode((*outcome.prompt, *generated.tokens))
         confidence = confidence_of(generated.mean_log_probability)
-        scores = None
         if request.choices:
-            shares = softmax([choice.total_log_probability for choice in outcome.choices])
-            scores = {choice.text: share for choice, share in zip(request.choices, shares, strict=True)}
+            if scores is None:
+                shares = softmax([choice.total_log_probability for choice in outcome.choices])
+                scores = {choice.text: share for choice, share in zip(request.choices, shares, strict=True)}
             text = request.choices[outcome.choices.index(generated)].text
             confidence = scores[text]
         return Answer(
@@ -330,16 +338,3 @@ def _add(total: _Times, spent: _Times) -> None:
     """Add the times of a further part to a total."""
     for stage, value in spent.items():
         total[stage] = total.get(stage, 0.0) + value
-
-
-def _tokenizer(bundle: Bundle) -> QuestionTokenizer:
-    path, spec = bundle.tokenizer_path, bundle.manifest.text
-    if path is None or spec is None:
-        raise BundleError("The manifest lacks 'text', which answering questions needs. Export the bundle again.")
-    return QuestionTokenizer(path, spec)
-
-
-def _generation(manifest: Manifest) -> GenerationSpec:
-    if manifest.generation is None:
-        raise BundleError("The manifest lacks 'generation', which answering needs. Export the bundle again.")
-    return manifest.generation

@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from edgevqa.runtime.errors import BundleError, ConfigError, QuestionError
 from edgevqa.runtime.manifest import TextSpec
 
+QUESTION = "{question}"
+PLAIN = QUESTION  # a template that adds nothing
 QAVIT_MAX_WORDS = 50
 _QAVIT_DELETED = str.maketrans("", "", '.!"()*#:;~')
 _WORD_MARKS = "\u2581\u0120 "  # how SentencePiece and byte-level BPE write a blank
@@ -39,7 +41,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     `text` as it was asked, `asked` as it was fed, `ids` the tokens including the end token (at most `max_tokens`),
     `truncated` whether words or tokens were cut, `unknown_tokens` how many tokens the vocabulary does not have: those it
-    marks as unknown or spells byte by byte.
+    marks as unknown or spells byte by byte. `others` are the ids of further tokenizers, by what they serve.
     """
 
     text: str
@@ -47,6 +49,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[int, ...]
     truncated: bool
     unknown_tokens: int
+    others: dict[str, tuple[int, ...]] = {}
 
 
 class QuestionTokenizer:
@@ -61,11 +64,14 @@ class QuestionTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._spec = spec
-        self._tokenizer.encode_special_tokens = True  # "</s>" in a question is text; see `_encode` for the rest
+        self._templated = spec.template != PLAIN
+        # "</s>" in a question is text (see `_encode` for the rest), but a template's special tokens are meant
+        self._tokenizer.encode_special_tokens = not self._templated
         self._special = frozenset(spec.special_token_ids)
         self._unknown = _unknown_id(self._tokenizer)
         self._bytes = _byte_ids(self._tokenizer)
         self._reserved = self._special | _special_ids(self._tokenizer)
+        self._added = sorted((each.content for each in _added(self._tokenizer)), key=len, reverse=True)
 
     def question(self, text: object) -> Question:
         """Clean and tokenize a question; what passes the limits is cut and marked, the end token is kept.
@@ -75,9 +81,11 @@ class QuestionTokenizer:
         if not isinstance(text, str):
             raise QuestionError(f"A question was given as {type(text).__name__}; expected a string.")
         asked, cut = clean(text, self._spec.cleaning)
-        if not asked.strip():
+        if not asked.strip() and self._spec.required:
             raise QuestionError(f"The question {_short(text)} is empty{_after_cleaning(text)}. Ask with words.")
-        ids = self._encode(asked)
+        if self._templated:
+            asked = self._without_added(asked)
+        ids = self._encode(asked, add_special_tokens=not self._templated)
         if ids is None:
             raise QuestionError(
                 f"The question {_short(text)} is not valid Unicode text. Check how the file or terminal encodes it."
@@ -90,21 +98,26 @@ class QuestionTokenizer:
         kept = self._truncate(ids)
         truncated = cut or len(kept) < len(ids)
         unknown = sum(self._is_unknown(token) for token in kept)
+        if self._templated:
+            kept = self._prompt(asked)
         return Question(text=text, asked=asked, ids=kept, truncated=truncated, unknown_tokens=unknown)
 
-    def answer_ids(self, text: str) -> tuple[int, ...]:
-        """Tokens of an answer to choose, the end token included; not cleaned, not cut. Raises `ConfigError`."""
-        ids = self._encode(text)
+    def answer_ids(self, text: str, end: int | None = None) -> tuple[int, ...]:
+        """Tokens of an answer to choose, and the end token; not cleaned, not cut. Raises `ConfigError`.
+
+        `end` is what ends an answer; the end of a question where None.
+        """
+        ids = self._encode(self._spec.answer_prefix + text, add_special_tokens=False)
         if ids is None:
             raise ConfigError(f"The choice {_short(text)} is not valid Unicode text. Check how it is encoded.")
-        end = self._spec.eos_token_id
+        end = self._spec.eos_token_id if end is None else end
         return ids if end is None or (ids and ids[-1] == end) else (*ids, end)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the tokens without the special ones, tidied as the published code does."""
+        """Text of the tokens without the special ones, tidied as the published code does, or without outer blanks."""
         kept = [token for token in ids if token not in self._special]
         text = self._tokenizer.decode(kept, skip_special_tokens=False)
-        return tidy(text) if self._spec.cleaning == "qavit_question" else text
+        return tidy(text) if self._spec.cleaning == "qavit_question" else text.strip()
 
     def decode_settled(self, ids: Sequence[int]) -> str:
         """The front part of the text of an answer still being generated that no further token can change."""
@@ -113,14 +126,27 @@ class QuestionTokenizer:
             kept.pop()
         return settled(self.decode(kept))
 
-    def _encode(self, text: str) -> tuple[int, ...] | None:
+    def _prompt(self, asked: str) -> tuple[int, ...]:
+        """Ids of the template with the question in it, which is cut where it is too long."""
+        alone = self._tokenizer.encode(asked, add_special_tokens=False)
+        if len(alone.ids) > self._spec.max_tokens:
+            asked = asked[: alone.offsets[self._spec.max_tokens - 1][1]]
+        return tuple(self._tokenizer.encode(self._spec.template.replace(QUESTION, asked)).ids)
+
+    def _without_added(self, text: str) -> str:
+        """Blanks in place of what the tokenizer would take for its added tokens, such as `<image>`."""
+        for content in self._added:
+            text = text.replace(content, " ") if content.strip() else text
+        return text
+
+    def _encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...] | None:
         """Token ids; None where the text is not valid Unicode (lone surrogates).
 
         Special tokens come from the template alone: where the text spells one (also after normalization, or as a piece
         of a Unigram vocabulary), an unknown token stands for it, or nothing where there is none.
         """
         try:
-            found = self._tokenizer.encode(text)
+            found = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):
             return None
         stand_in = () if self._unknown is None else (self._unknown,)
@@ -186,12 +212,20 @@ def settled(text: str) -> str:
 
 def pad(questions: Sequence[Question], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Token ids and their mask, int64 (batch, words), padded at the end to the longest question."""
-    words = max(len(question.ids) for question in questions)
-    ids = np.full((len(questions), words), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(questions), words), dtype=np.int64)
-    for row, question in enumerate(questions):
-        ids[row, : len(question.ids)] = question.ids
-        mask[row, : len(question.ids)] = 1
+    return pad_ids([question.ids for question in questions], pad_token_id)
+
+
+def pad_ids(
+    rows: Sequence[Sequence[int]], pad_token_id: int, *, left: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of ids and their mask, int64 (batch, longest), padded at the end, or with `left` at the beginning."""
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[number, place] = row
+        mask[number, place] = 1
     return ids, mask
 
 
@@ -206,6 +240,10 @@ def _byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
+def _added(tokenizer: Tokenizer) -> list[AddedToken]:
+    return list(tokenizer.get_added_tokens_decoder().values())
 
 
 def _short(text: str) -> str:

@@ -22,7 +22,7 @@ from edgevqa.models.qavit import QAViTForVQA
 from edgevqa.runtime.benchmark import Spread
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.images import Rgb
-from edgevqa.runtime.preprocessing import preprocess
+from edgevqa.runtime.preprocessing.fixed import preprocess
 from edgevqa.runtime.synthetic import FIRST_QUESTION, NEXT_QUESTION, noise_picture
 from edgevqa.runtime.telemetry.energy import EnergyMeter
 from edgevqa.runtime.telemetry.memory import peak_memory_mb
@@ -60,7 +60,7 @@ class TorchAnswers:
 
     def answer(self, pictures: Sequence[Rgb], questions: Sequence[str]) -> list[str]:
         """Greedy answers of a batch; each runs through the whole model."""
-        pixels = np.concatenate([preprocess(picture, self.loaded.image) for picture in pictures])
+        pixels = np.concatenate([preprocess(picture, self.loaded.required_image) for picture in pictures])
         ids, mask = pad([self.tokenizer.question(text) for text in questions], self.generation.pad_token_id)
         given = [torch.from_numpy(array).to(self.device) for array in (ids, mask)]
         found = self.model.generate(self.pixels(pixels), *given, do_sample=False).tolist()
@@ -114,7 +114,7 @@ def measure_torch(task: Task, samples: Sequence[Sample], *, gpu_memory: Callable
 @torch.no_grad()
 def _vision(answers: TorchAnswers, task: Task) -> dict[str, dict[int, Spread]]:
     """The two halves of the vision tower, with inputs that are on the device already."""
-    model, image = answers.model, answers.loaded.image
+    model, image = answers.model, answers.loaded.required_image
     config = model.config
     found: dict[str, dict[int, Spread]] = {}
     for batch in task.batches:

@@ -18,8 +18,8 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import ConfigError, require
 from edgevqa.runtime.manifest import CalibrationSpec
+from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.staging import clear_write_errors
-from edgevqa.runtime.text import QuestionTokenizer
 
 if TYPE_CHECKING:
     from edgevqa.calibration.observation.collect import Collected
@@ -117,8 +117,8 @@ def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Rep
 
 def _question_check(bundle: Bundle) -> Callable[[str], object] | None:
     """What raises `QuestionError` for a question that the model cannot be asked."""
-    path, spec = bundle.tokenizer_path, bundle.manifest.text
-    return None if path is None or spec is None else QuestionTokenizer(path, spec).question
+    questions = Questions.of(bundle)
+    return None if questions.main is None else questions.question
 
 
 def _add(bundle: Bundle, chosen: CalibrationSet, collected: Collected, summary: Summary) -> Bundle:

@@ -28,7 +28,7 @@ class Cancelled(Exception):
     """The parent asked to stop."""
 
 
-class _Stop:
+class Stop:
     """Whether the parent asked to stop; TensorRT asks at every step."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Stop:
 def main() -> int:
     """Build the job on standard input. 0 when it was built or the reason was told."""
     with _standard_output_to_errors() as out:
-        stop = _Stop()
+        stop = Stop()
         signal.signal(signal.SIGTERM, stop.ask)
         job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
         try:
@@ -54,7 +54,7 @@ def main() -> int:
     return 0
 
 
-def build(job: Job, stop: _Stop, tell: Callable[[Phase], None]) -> Built:
+def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
     """Parse, build and write one engine. Raises `CheckFailed` with TensorRT's reason, and `Cancelled`."""
     started = time.monotonic()
     toolkit = load_toolkit(job.options.row)
@@ -108,7 +108,7 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def make_monitor(trt: Any, stop: _Stop, tell: Callable[[Phase], None]) -> Any:
+def make_monitor(trt: Any, stop: Stop, tell: Callable[[Phase], None]) -> Any:
     """A progress monitor that tells the outermost phase and its steps, and cancels when `stop` was asked."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

@@ -25,6 +25,18 @@ FAMILIES: dict[str, FamilyEntry] = {
         ("qavit_t5",),
         "Question Aware Vision Transformer for Multimodal Reasoning, CVPR 2024",
     ),
+    "llava": FamilyEntry(
+        "edgevqa.export.families.llava:Llava",
+        "LLaVA-1.5: vision tower, projector, decoder-only language model",
+        ("llava",),
+        "Improved Baselines with Visual Instruction Tuning, CVPR 2024",
+    ),
+    "vit": FamilyEntry(
+        "edgevqa.export.families.vit:ViT",
+        "ViT: image classification",
+        ("vit",),
+        "An Image is Worth 16x16 Words, ICLR 2021",
+    ),
 }
 
 

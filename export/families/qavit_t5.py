@@ -6,6 +6,7 @@ Source: Question Aware Vision Transformer for Multimodal Reasoning (CVPR 2024) a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgevqa.export.components.vision import ImageProjector, VisionFusion, Visio
 from edgevqa.export.families.qavit_t5_cases import answer_cases, cases
 from edgevqa.export.samples import random_pixels, random_questions
 from edgevqa.export.sources import Source, hash_files
-from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded
+from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Tokenized
 from edgevqa.models.qavit import QAViTForVQA
 from edgevqa.models.qavit.model import CONFIG_NAME, WEIGHTS_NAME
 from edgevqa.runtime.manifest import GenerationSpec, SourceSpec
@@ -30,8 +31,6 @@ Q_AXES = {0: "batch", 1: "words"}
 class QAViTT5:
     """The family `qavit_t5`; see DESIGN's table of graphs."""
 
-    task = "visual-question-answering"
-    pipeline = "encoder_decoder_vqa"
     tolerance = 1e-4
 
     def load(self, source: Source) -> Loaded:
@@ -41,12 +40,10 @@ class QAViTT5:
         digest = hash_files([source.path / CONFIG_NAME, source.path / WEIGHTS_NAME])
         return _loaded(source, model, source.path, source.path, digest)
 
-    def graph_names(self, loaded: Loaded) -> list[str]:
+    def plans(self, loaded: Loaded) -> Plans:
         fused = loaded.model.config.fused
-        return [name for name in _PLANS if fused or name not in ("question_encoder", "vision_fusion")]
-
-    def plans(self, loaded: Loaded) -> Iterator[GraphPlan]:
-        return (_PLANS[name](loaded.model) for name in self.graph_names(loaded))
+        names = [name for name in _PLANS if fused or name not in ("question_encoder", "vision_fusion")]
+        return {name: partial(_PLANS[name], loaded.model) for name in names}
 
     def cases(self, loaded: Loaded) -> Iterator[Case]:
         return cases(loaded)
@@ -68,16 +65,20 @@ def _loaded(source: Source, model: QAViTForVQA, vision: Path, language: Path, di
     tokenizer = assets.tokenizer_bytes(language)
     return Loaded(
         model=model,
+        task="visual-question-answering",
+        pipeline="encoder_decoder",
         image=assets.image_spec(vision, size=config.vision_config.image_size),
-        text=assets.text_spec(
-            tokenizer,
-            cleaning="qavit_question",
-            max_tokens=config.max_question_tokens,
-            pad_token_id=text.pad_token_id,
-            eos_token_id=text.eos_token_id,
-            vocab_size=text.vocab_size,
+        text=Tokenized(
+            data=tokenizer,
+            spec=assets.text_spec(
+                tokenizer,
+                cleaning="qavit_question",
+                max_tokens=config.max_question_tokens,
+                pad_token_id=text.pad_token_id,
+                eos_token_id=text.eos_token_id,
+                vocab_size=text.vocab_size,
+            ),
         ),
-        tokenizer=tokenizer,
         generation=GenerationSpec(
             decoder_start_token_id=text.decoder_start_token_id,
             eos_token_id=text.eos_token_id,

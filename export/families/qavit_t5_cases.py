@@ -5,23 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from edgevqa.export.samples import random_pixels, random_questions, sample_picture, sample_questions
-from edgevqa.export.spec import AnswerCase, Array, Case, Loaded
+from edgevqa.export.samples import arrays, questions_by_picture, random_pixels, random_questions
+from edgevqa.export.spec import AnswerCase, Array, Case, Loaded, Samples
 from edgevqa.models.qavit import QAViTForVQA
-from edgevqa.runtime.preprocessing import preprocess
+from edgevqa.runtime.preprocessing.fixed import preprocess
 from edgevqa.runtime.text import QuestionTokenizer, pad
 
 ANSWER = 10  # tokens of a compared answer: enough to tell, and bearable with a real T5
 STEPS = 6  # decoder positions in the cached-decoding check; the last one is compared
 EXTRA_SLOTS = 3  # unused cache slots, filled with large values that must not be seen
-Samples = Literal["random", "real"]
 
 
 @torch.no_grad()
@@ -35,7 +33,7 @@ def cases(loaded: Loaded) -> Iterator[Case]:
     yield from _chain(
         model, pixels, *random_questions(3, words, vocab_size=model.config.text_config.vocab_size), "random"
     )
-    for picture, questions in _by_picture(loaded)[:2]:
+    for picture, questions in questions_by_picture()[:2]:
         ids, mask = _tokenize(loaded, questions)
         yield from _chain(model, _pixels(loaded, picture), ids, mask, "real")
 
@@ -45,7 +43,7 @@ def answer_cases(loaded: Loaded) -> list[AnswerCase]:
     """The eager answer of every packaged question, each asked alone."""
     model: QAViTForVQA = loaded.model
     tokenizer, found = _tokenizer(loaded), []
-    for picture, questions in _by_picture(loaded):
+    for picture, questions in questions_by_picture():
         trunk = model.vision.trunk(_pixels(loaded, picture))
         for question in questions:
             ids, mask = _tokenize(loaded, [question])
@@ -58,7 +56,7 @@ def answer_cases(loaded: Loaded) -> list[AnswerCase]:
 
 def _chain(model: QAViTForVQA, pixels: Tensor, ids: Tensor, mask: Tensor, samples: Samples) -> Iterator[Case]:
     def case(graph: str, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Case:
-        return Case(graph=graph, samples=samples, inputs=_arrays(inputs), expected=_arrays(expected))
+        return Case(graph=graph, samples=samples, inputs=arrays(inputs), expected=arrays(expected))
 
     trunk = model.vision.trunk(pixels)
     yield case("vision_trunk", {"pixel_values": pixels}, {"trunk_states": trunk})
@@ -110,29 +108,18 @@ def _decoder_step(
     return {**inputs, **cross, "encoder_attention_mask": mask}, expected
 
 
-def _by_picture(loaded: Loaded) -> list[tuple[np.ndarray[Any, np.dtype[np.uint8]], list[str]]]:
-    names: dict[str, list[str]] = {}
-    for sample in sample_questions():
-        names.setdefault(sample.image, []).append(sample.question)
-    return [(sample_picture(name), questions) for name, questions in names.items()]
-
-
 def _tokenizer(loaded: Loaded) -> QuestionTokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "tokenizer.json")
-        path.write_bytes(loaded.tokenizer)
-        return QuestionTokenizer(path, loaded.text)
+        path.write_bytes(loaded.required_text.data)
+        return QuestionTokenizer(path, loaded.required_text.spec)
 
 
 def _tokenize(loaded: Loaded, questions: list[str]) -> tuple[Tensor, Tensor]:
     tokenizer = _tokenizer(loaded)
-    ids, mask = pad([tokenizer.question(question) for question in questions], loaded.text.pad_token_id)
+    ids, mask = pad([tokenizer.question(question) for question in questions], loaded.required_text.spec.pad_token_id)
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def _pixels(loaded: Loaded, picture: Array) -> Tensor:
-    return torch.from_numpy(preprocess(picture, loaded.image))
-
-
-def _arrays(tensors: dict[str, Tensor]) -> dict[str, Array]:
-    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    return torch.from_numpy(preprocess(picture, loaded.required_image))

@@ -16,7 +16,15 @@ from edgevqa.runtime.text import Question
 
 MAX_NEW_TOKENS_LIMIT = 1024
 MAX_BEAMS_LIMIT = 64
-_LOWEST = {"threads": 0, "trunk_cache_mb": 0, "question_cache_mb": 0, "max_batch": 1, "max_pixels": 1}
+MAX_TOP_K = 1_000_000
+_LOWEST = {
+    "threads": 0,
+    "trunk_cache_mb": 0,
+    "prefix_cache_mb": 0,
+    "question_cache_mb": 0,
+    "max_batch": 1,
+    "max_pixels": 1,
+}
 
 
 class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +41,7 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     check: bool = True
     provider_options: dict[str, str] = {}
     trunk_cache_mb: int = 64
+    prefix_cache_mb: int = 256
     question_cache_mb: int = 16
     max_batch: int = 8
     max_pixels: int = MAX_PIXELS
@@ -68,11 +77,15 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AnswerOptions(TypedDict, total=False):
-    """Keywords of one call: answers to choose from, generated tokens (the end token included), beams (1 is greedy)."""
+    """Keywords of one call: answers to choose from, generated tokens (the end token included), beams (1 is greedy).
+
+    `top_k` is how many of a classifier's labels get a score.
+    """
 
     choices: Sequence[str] | None
     max_new_tokens: int | None
     num_beams: int | None
+    top_k: int | None
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -88,9 +101,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_new_tokens: int
     num_beams: int = 1
     choices: tuple[Choice, ...] = ()
+    top_k: int = 5
 
     def __post_init__(self) -> None:
-        for name, highest in (("max_new_tokens", MAX_NEW_TOKENS_LIMIT), ("num_beams", MAX_BEAMS_LIMIT)):
+        limits = (("max_new_tokens", MAX_NEW_TOKENS_LIMIT), ("num_beams", MAX_BEAMS_LIMIT), ("top_k", MAX_TOP_K))
+        for name, highest in limits:
             value = _whole(getattr(self, name))
             if value is None or not 1 <= value <= highest:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a whole number from 1 to {highest}.")
@@ -120,10 +135,17 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a flow found for one pair: generated tokens, or every choice's likelihood in the request's order."""
+    """What a flow found for one pair: generated tokens, or every choice's likelihood in the request's order.
+
+    `prompt` are tokens that the answer's text begins with but that were given. `text` and `scores` are set by flows that
+    know them; else they follow from the tokens and the choices.
+    """
 
     generated: Generated
     choices: tuple[Generated, ...] = ()
+    prompt: tuple[int, ...] = ()
+    text: str | None = None
+    scores: dict[str, float] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,9 +153,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `log_probability` is the mean over the answer's tokens, the end token included where it was generated. `confidence`
     is its exponential, in (0, 1]; with choices it is the score of the one chosen. `scores` gives every choice its share
-    (they add up to 1), and is None without choices. `truncated_question` tells that the end of the question was cut,
-    `unknown_tokens` how many of its tokens the vocabulary lacks. `timing_ms` are the milliseconds a stage took for the
-    batch that this answer came from, with `total`.
+    (they add up to 1), or a classifier's likeliest labels theirs, and is None where there is neither.
+    `truncated_question` tells that the end of the question was cut, `unknown_tokens` how many of its tokens the
+    vocabulary lacks. `timing_ms` are the milliseconds a stage took for the batch that this answer came from, with `total`.
     """
 
     question: str
@@ -154,8 +176,8 @@ class Flow(Protocol):
         """Answer a batch that is small enough to run at once, in its order."""
         ...
 
-    def stream(self, pair: Pair, request: Request) -> Iterator[Generated]:
-        """Greedy decoding: what has been generated so far, after every token."""
+    def stream(self, pair: Pair, request: Request) -> Iterator[Outcome]:
+        """What has been found so far: with greedy decoding after every token, else once."""
         ...
 
     def clear_caches(self) -> None:

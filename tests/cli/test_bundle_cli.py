@@ -88,7 +88,7 @@ def test_inspect(invoke: Invoke, fake_bundle: Bundle) -> None:
     code, out, err = invoke("inspect", fake_bundle.root)
     assert (code, err) == (0, "")
     for text in (
-        "qavit_t5 (visual-question-answering, pipeline encoder_decoder_vqa)",
+        "qavit_t5 (visual-question-answering, pipeline encoder_decoder)",
         "ckpt.pth (official), 4,160 parameters",
         "torch 2.13.0",
         "fp32",

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from edgevqa.export.assets import image_spec, text_spec, tokenizer_bytes
 from edgevqa.runtime.errors import CheckpointError
-from edgevqa.runtime.preprocessing import preprocess
+from edgevqa.runtime.preprocessing.fixed import preprocess
 
 OLD: dict[str, Any] = {
     "size": 56,

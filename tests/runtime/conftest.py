@@ -70,7 +70,7 @@ def manifest(variants: dict[str, VariantSpec], tokenizer: FileSpec) -> Manifest:
         created="2026-11-21T05:00:00Z",
         family="qavit_t5",
         task="visual-question-answering",
-        pipeline="encoder_decoder_vqa",
+        pipeline="encoder_decoder",
         target="cpu",
         image=None,
         text=TextSpec(

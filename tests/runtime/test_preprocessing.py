@@ -13,7 +13,7 @@ import pytest
 from edgevqa.runtime.errors import BundleError, ImageError
 from edgevqa.runtime.images import load_image
 from edgevqa.runtime.manifest import ImageSpec
-from edgevqa.runtime.preprocessing import preprocess
+from edgevqa.runtime.preprocessing.fixed import preprocess
 
 CLIP = ImageSpec(
     height=56,

@@ -265,7 +265,7 @@ def write_toy(path: Path, *, fused: bool = True, capacity: int | str = "capacity
                 created="2026-01-01T00:00:00Z",
                 family="toy",
                 task="visual-question-answering",
-                pipeline=pipeline or "encoder_decoder_vqa",
+                pipeline=pipeline or "encoder_decoder",
                 target="cpu",
                 image=ImageSpec(
                     height=SIZE,

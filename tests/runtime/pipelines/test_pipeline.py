@@ -191,7 +191,7 @@ def test_max_new_tokens_counts_the_end_token(pipeline: Pipeline, pictures: list[
 
 def decoded_directly(pipeline: Pipeline, picture: np.ndarray, question: str, tokens: tuple[int, ...]) -> float:
     """The log-probability of an answer through `choices`, one row: no beams, no batch."""
-    text = " ".join(pipeline._tokenizer.decode([token]) for token in tokens if token != 1)
+    text = " ".join(pipeline._codec.decode([token]) for token in tokens if token != 1)
     answer = pipeline.answer(picture, question, choices=[text])
     return answer.log_probability * len(answer.tokens)
 
@@ -219,7 +219,7 @@ class PrefixDecoder:
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         self._prefix = np.concatenate([self._prefix, tokens[:, None]], axis=1)
-        fresh = self._flow._decoder(self._encoded, self.rows, 8)
+        fresh = self._flow._decoder(self._encoded, [()], self.rows, 8)
         return [fresh.step(column) for column in self._prefix.T][-1]
 
     def reorder(self, rows: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def test_beams_with_the_cache_find_what_they_find_without_it(
     flow = pipeline._flow
     assert isinstance(flow, EncoderDecoderFlow)
     for picture, question in itertools.product(pictures, QUESTIONS):
-        pair = Pair(Picture(picture, picture_key(picture)), pipeline._tokenizer.question(question))
+        pair = Pair(Picture(picture, picture_key(picture)), pipeline._questions.question(question))
         expected = beam_search(PrefixDecoder(flow, pair, width), flow._limits(6), width=width)[0]
         found = pipeline.answer(picture, question, num_beams=width)
         assert found.tokens == expected.tokens

@@ -91,7 +91,7 @@ def test_a_precision_that_the_bundle_lacks(toy_bundle: Path) -> None:
 
 
 def test_a_bundle_for_a_pipeline_of_the_future(make_toy: Callable[..., Path]) -> None:
-    with pytest.raises(BundleError, match=r"'mind_reading'.*encoder_decoder_vqa.*Upgrade"):
+    with pytest.raises(BundleError, match=r"'mind_reading'.*encoder_decoder.*Upgrade"):
         Pipeline.load(make_toy(pipeline="mind_reading"))
 
 
@@ -171,9 +171,9 @@ def test_a_closed_pipeline_says_so(toy_bundle: Path, pictures: list[np.ndarray])
         pipeline.answer(pictures[0], QUESTIONS[0])
         flow = pipeline._flow
         assert isinstance(flow, EncoderDecoderFlow)
-        assert len(flow._images) == 1
+        assert len(flow._image_side._pictures) == 1
     pipeline.close()
-    assert len(flow._images) == len(flow._questions) == 0
+    assert len(flow._image_side._pictures) == len(flow._image_side._questions) == 0
     calls: list[Callable[[], object]] = [
         lambda: pipeline.answer(pictures[0], QUESTIONS[0]),
         lambda: pipeline.stream(pictures[0], QUESTIONS[0]),

@@ -9,6 +9,7 @@ from PIL import Image
 from edgevqa.runtime.errors import BundleError, ImageError
 from edgevqa.runtime.images import Rgb
 from edgevqa.runtime.manifest import ImageSpec
+from edgevqa.runtime.preprocessing import Prepared
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,6 +22,11 @@ RESAMPLE = {
 
 MAX_RESIZED_PIXELS = 1 << 25
 """Pillow holds 4 bytes a pixel: a thin strip may not take more than 128 MiB when its short side is resized."""
+
+
+def prepare(rgb: Rgb, spec: ImageSpec) -> Prepared:
+    """The row `fixed`: `pixel_values` (1, 3, spec.height, spec.width); raises what `preprocess` raises."""
+    return Prepared(inputs={"pixel_values": preprocess(rgb, spec)})
 
 
 def preprocess(rgb: Rgb, spec: ImageSpec) -> NDArray[np.float32]:

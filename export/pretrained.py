@@ -1,0 +1,61 @@
+"""Models of transformers, loaded from a folder: in float32, with attention that traces, and every weight accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgevqa.export.sources import Source, hash_files
+from edgevqa.runtime.errors import CheckpointError
+from edgevqa.runtime.manifest import SourceSpec
+
+SHOWN = 5
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = ()) -> Any:
+    """`model_class.from_pretrained(folder)` in float32 and eval mode, with eager attention.
+
+    transformers fills in random numbers for weights that a checkpoint lacks. Here that is a `CheckpointError`, unless their
+    names begin with one of `ignored`, which the exported graphs do not use.
+    """
+    try:
+        model, found = model_class.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
+    wrong = [str(key) for key in (*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"]))]
+    wrong = sorted(key for key in wrong if not key.startswith(tuple(ignored)))
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"{folder} lacks weights of {model_class.__name__}, or has them in another shape: "
+            f"{', '.join(wrong[:SHOWN])}{more}. Check that it is a whole checkpoint of that architecture."
+        )
+    return model.eval()
+
+
+def source_spec(source: Source, model: Any) -> SourceSpec:
+    """Where a folder's model came from, with the hash of its configuration and weights."""
+    files = sorted(file for pattern in _WEIGHTS for file in source.path.glob(pattern))
+    return SourceSpec(
+        kind=source.kind,
+        id=source.id,
+        revision=source.revision,
+        sha256=hash_files([source.path / "config.json", *files]),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def model_info(model: Any) -> dict[str, Any]:
+    """The model's configuration as JSON values, without what only names this machine or these versions."""
+    info: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version"):
+        info.pop(name, None)
+    return info

@@ -1,0 +1,54 @@
+"""The prompt around a question: a checkpoint's own chat template, rendered once, or the family's published prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgevqa.export.sources import read_json
+from edgevqa.runtime.errors import CheckpointError
+from edgevqa.runtime.text import QUESTION
+
+_SENTINEL = "QUESTIONGOESHERE"
+_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+
+
+def prompt_template(folder: Path, *, default: str, images: int = 1) -> str:
+    """What the chat template of `folder` makes of a user's turn: `images` pictures, then `{question}`; else `default`.
+
+    A leading begin-of-text token that the tokenizer adds itself is left out. Raises `CheckpointError` for a template that
+    cannot be rendered, or loses the question.
+    """
+    source = chat_template(folder)
+    if source is None:
+        return default
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    content = [{"type": "image"}] * images + [{"type": "text", "text": _SENTINEL}]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=source, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # whatever a template raises
+        raise CheckpointError(f"The chat template of {folder} cannot be rendered: {error}") from error
+    if rendered.count(_SENTINEL) != 1:
+        raise CheckpointError(f"The chat template of {folder} gives no prompt with the question in it: {rendered!r}.")
+    first = str(tokenizer.bos_token or "")
+    if first and rendered.startswith(first) and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
+        rendered = rendered[len(first) :]
+    return str(rendered).replace(_SENTINEL, QUESTION)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The template's source, in whichever file the checkpoint keeps it, or None."""
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".jinja":
+            return path.read_text(encoding="utf-8")
+        found = read_json(path, what="it may hold the chat template").get("chat_template")
+        if isinstance(found, str):
+            return found
+    return None
