@@ -1,0 +1,81 @@
+"""`edgevqa search`: the pictures of a folder that fit a text best."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgevqa.cli.output import note, print_json, print_text, progress_bar, sample_bar
+from edgevqa.runtime.pipeline import Pipeline
+from edgevqa.runtime.search import Found, Hit, find_pictures
+from edgevqa.runtime.search import search as run
+
+NOTED = 5
+
+
+def search(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, also in folders below it.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="What the picture shows, in words.")],
+    top: Annotated[int, typer.Option("--top", metavar="N", help="Pictures to show for each text.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Write what was found as JSON.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
+    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+) -> None:
+    """Find the pictures of a folder that fit a text best, with a dual encoder such as CLIP or SigLIP.
+
+    Every picture is looked at once: what the model saw is kept in the user's cache directory, by the bundle's weights and
+    the content of the file, so that the next search is quick. Files that cannot be read are noted and passed over.
+
+    Example:
+      edgevqa search clip.bundle holiday "a dog on the beach" "sunset" --top 3
+      edgevqa search siglip.bundle holiday "a dog on the beach" --json
+    """
+    find_pictures(folder)  # what is wrong with the folder is said before a model is loaded
+    settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
+    start = time.perf_counter()
+    with progress_bar("Checking") as progress:
+        pipeline = Pipeline.load(bundle, progress=progress, note=note, trunk_cache_mb=0, **settings)
+    load_ms = (time.perf_counter() - start) * 1e3
+    start = time.perf_counter()
+    with pipeline, sample_bar("Searching") as advance:
+        found = run(pipeline, folder, texts, top=top, advance=advance)
+    spent = {"load_bundle": load_ms, "search": (time.perf_counter() - start) * 1e3}
+    _note_unreadable(found)
+    if as_json:
+        print_json(
+            {
+                "results": found.results,
+                "pictures": found.pictures,
+                "remembered": found.remembered,
+                "unreadable": found.unreadable,
+                "timing_ms": spent,
+            }
+        )
+        return
+    for result in found.results:
+        named = len(found.results) > 1
+        if named:
+            print_text(f"{result.text}:")
+        for hit in result.hits:
+            print_text(f"{'  ' if named else ''}{_line(hit)}")
+
+
+def _line(hit: Hit) -> str:
+    if hit.probability is None:
+        return f"{hit.image}  (cosine {hit.cosine:.3f})"
+    return f"{hit.image}  (probability {hit.probability:.3f}, cosine {hit.cosine:.3f})"
+
+
+def _note_unreadable(found: Found) -> None:
+    for each in found.unreadable[:NOTED]:
+        note(f"note: {each.image} was passed over: {each.error}")
+    if len(found.unreadable) > NOTED:
+        note(f"note: {len(found.unreadable) - NOTED:,} more files were passed over; --json lists all.")
