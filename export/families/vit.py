@@ -1,4 +1,4 @@
-"""ViT for image classification.
+"""ViT: image classification, or features where the checkpoint has no head.
 
 Source: An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (ICLR 2021).
 """
@@ -6,21 +6,24 @@ Source: An Image is Worth 16x16 Words: Transformers for Image Recognition at Sca
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import ViTForImageClassification
+from transformers import ViTForImageClassification, ViTModel
 
-from edgevqa.export.pretrained import load_pretrained, model_info, source_spec
+from edgevqa.export.pretrained import architecture, load_pretrained, model_info, source_spec
 from edgevqa.export.processors import fixed_image_spec
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
 from edgevqa.export.sources import Source
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Samples
+from edgevqa.runtime.pipelines.features import ENCODER, FEATURES, STATES
 from edgevqa.runtime.preprocessing import prepare
 
-GRAPH = "classifier"
+CLASSIFIER = "classifier"
+HEADS: dict[str, Any] = {"ViTForImageClassification": ViTForImageClassification, "ViTModel": ViTModel}
 
 
 class Logits(nn.Module):
@@ -35,59 +38,84 @@ class Logits(nn.Module):
         return logits
 
 
+class States(nn.Module):
+    """`pixel_values` (batch, 3, height, width) to `last_hidden_state` (batch, 1 + patches, width)."""
+
+    def __init__(self, model: ViTModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        states: Tensor = self.model(pixel_values).last_hidden_state
+        return states
+
+
 class ViT:
-    """The family `vit`: one graph."""
+    """The family `vit`: one graph, `classifier`, or `encoder` of a checkpoint without a head."""
 
     tolerance = 1e-4
 
     def load(self, source: Source) -> Loaded:
-        model = load_pretrained(ViTForImageClassification, source.path)
-        names = model.config.id2label
+        name = architecture(source.path, HEADS)
+        # the pooler is not exported: many checkpoints of the plain model have none
+        model = load_pretrained(HEADS[name], source.path, ignored=("pooler.",) if name == "ViTModel" else ())
+        classifies, names = name != "ViTModel", model.config.id2label
         return Loaded(
             model=model,
-            task="image-classification",
-            pipeline="classification",
+            task="image-classification" if classifies else "image-feature-extraction",
+            pipeline="classification" if classifies else "features",
             source=source_spec(source, model),
             model_info=model_info(model),
             image=fixed_image_spec(source.path, size=model.config.image_size),
-            labels=[names[index] for index in range(model.config.num_labels)],
+            labels=[names[index] for index in range(model.config.num_labels)] if classifies else [FEATURES],
         )
 
     def plans(self, loaded: Loaded) -> Plans:
-        return {GRAPH: lambda: _plan(loaded.model)}
+        return {_names(loaded)[0]: lambda: _plan(loaded)}
 
     @torch.no_grad()
     def cases(self, loaded: Loaded) -> Iterator[Case]:
         torch.manual_seed(0)
         size = loaded.model.config.image_size
-        yield _case(loaded.model, random_pixels(3, height=size, width=size), "random")
+        yield _case(loaded, random_pixels(3, height=size, width=size), "random")
         for rgb, _ in questions_by_picture():
-            yield _case(loaded.model, _pixels(loaded, rgb), "real")
+            yield _case(loaded, _pixels(loaded, rgb), "real")
 
     @torch.no_grad()
     def answer_cases(self, loaded: Loaded) -> list[AnswerCase]:
         found: list[AnswerCase] = []
         for rgb, _ in questions_by_picture():
-            best = int(loaded.model(_pixels(loaded, rgb)).logits.argmax())
-            found.append(AnswerCase(image=rgb, question="", expected=loaded.labels[best]))
+            best = int(_eager(loaded, _pixels(loaded, rgb)).argmax()) if loaded.pipeline == "classification" else 0
+            found.append(AnswerCase(image=rgb, question="", expected=loaded.labels[best], tokens=(best,)))
         return found
 
 
-def _plan(model: ViTForImageClassification) -> GraphPlan:
-    size = model.config.image_size
+def _names(loaded: Loaded) -> tuple[str, str]:
+    """The graph and its output."""
+    return (CLASSIFIER, "logits") if loaded.pipeline == "classification" else (ENCODER, STATES)
+
+
+def _plan(loaded: Loaded) -> GraphPlan:
+    (name, output), size = _names(loaded), loaded.model.config.image_size
     return GraphPlan(
-        name=GRAPH,
-        module=Logits(model),
+        name=name,
+        module=Logits(loaded.model) if name == CLASSIFIER else States(loaded.model),
         args=(random_pixels(2, height=size, width=size),),
         dynamic_shapes=({0: "batch"},),
         input_names=["pixel_values"],
-        output_names=["logits"],
+        output_names=[output],
     )
 
 
-def _case(model: ViTForImageClassification, pixels: Tensor, samples: Samples) -> Case:
-    expected = {"logits": model(pixels).logits}
-    return Case(graph=GRAPH, samples=samples, inputs=arrays({"pixel_values": pixels}), expected=arrays(expected))
+def _case(loaded: Loaded, pixels: Tensor, samples: Samples) -> Case:
+    graph, output = _names(loaded)
+    expected = arrays({output: _eager(loaded, pixels)})
+    return Case(graph=graph, samples=samples, inputs=arrays({"pixel_values": pixels}), expected=expected)
+
+
+def _eager(loaded: Loaded, pixels: Tensor) -> Tensor:
+    found: Tensor = getattr(loaded.model(pixels), _names(loaded)[1])
+    return found
 
 
 def _pixels(loaded: Loaded, rgb: NDArray[np.uint8]) -> Tensor:

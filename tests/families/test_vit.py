@@ -10,36 +10,35 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from edgevqa.export.samples import PICTURES
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.pipeline import Pipeline
-from tests.families.contract import FamilyContract
+from tests.families.contract import FamilyContract, picture
 
 LABELS = ["cat", "dog", "ball", "car", "tree", "house", "none"]
 
 
-class TestViT(FamilyContract):
-    family = "vit"
-    graphs = frozenset({"classifier"})
+def save(model_class: Any, folder: Path, **others: Any) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+    )
+    model_class(config, **others).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
-    @classmethod
-    def make(cls, folder: Path) -> None:
-        torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-            id2label=dict(enumerate(LABELS)),
-            label2id={name: index for index, name in enumerate(LABELS)},
-        )
-        ViTForImageClassification(config).save_pretrained(folder)
-        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+class ViTContract(FamilyContract):
+    family = "vit"
 
     @classmethod
     def processed(cls, folder: Path, rgb: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
@@ -50,6 +49,14 @@ class TestViT(FamilyContract):
     def prompt_ids(cls, folder: Path, question: str) -> list[int] | None:
         return None
 
+
+class TestViT(ViTContract):
+    graphs = frozenset({"classifier"})
+
+    @classmethod
+    def make(cls, folder: Path) -> None:
+        save(ViTForImageClassification, folder)
+
     def test_labels_are_ranked_and_may_be_chosen_from(self, bundle_path: Path) -> None:
         image = PICTURES / sorted(file.name for file in PICTURES.glob("*.png"))[0]
         with Pipeline.load(bundle_path) as pipeline:
@@ -57,6 +64,8 @@ class TestViT(FamilyContract):
             chosen = pipeline.answer(image, "", choices=["dog", "ball"])
             with pytest.raises(ConfigError, match="'fish' is none of the model's 7 labels"):
                 pipeline.answer(image, "", choices=["fish"])
+            with pytest.raises(ConfigError, match="gives answers, not features"):
+                pipeline.features(image)
         assert answer.scores is not None
         assert len(answer.scores) == 3
         assert next(iter(answer.scores)) == answer.text
@@ -65,3 +74,24 @@ class TestViT(FamilyContract):
         assert chosen.scores is not None
         assert sum(chosen.scores.values()) == pytest.approx(1)
         assert chosen.text in ("dog", "ball")
+
+
+class TestViTFeatures(ViTContract):
+    """A checkpoint without head and pooler."""
+
+    graphs = frozenset({"encoder"})
+    quantized = False
+
+    @classmethod
+    def make(cls, folder: Path) -> None:
+        save(ViTModel, folder, add_pooling_layer=False)
+
+    def test_features_are_the_eager_models(self, folder: Path, bundle_path: Path) -> None:
+        rgb = picture(40, 50)
+        pixels = torch.from_numpy(self.processed(folder, rgb)["pixel_values"])
+        with torch.no_grad():
+            states = ViTModel.from_pretrained(folder, add_pooling_layer=False)(pixels).last_hidden_state[0]
+        with Pipeline.load(bundle_path, backend="onnxruntime") as pipeline:
+            found = pipeline.features(rgb)
+        assert list(found) == ["last_hidden_state"]
+        np.testing.assert_allclose(found["last_hidden_state"], states.numpy(), rtol=0, atol=1e-5)
