@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from edgevqa.export.samples import questions_by_picture
 from edgevqa.export.spec import AnswerCase, Loaded, Tokenized
+from edgevqa.export.streaming import is_big
 from edgevqa.runtime.preprocessing import Prepared, prepare
 from edgevqa.runtime.text import QuestionTokenizer
 
 TOKENS = 20
 Generate = Callable[[Loaded, Prepared, Sequence[int]], Tensor]
-"""Generated ids (1, length) of the eager model for a prepared picture and a question's ids; the prompt may come first."""
+"""Generated ids (1, length), without the prompt, of the eager model for a prepared picture and a question's ids."""
 
 
 def open_tokenizer(text: Tokenized) -> QuestionTokenizer:
@@ -30,28 +31,58 @@ def open_tokenizer(text: Tokenized) -> QuestionTokenizer:
         return QuestionTokenizer(path, text.spec)
 
 
+class Asked(NamedTuple):
+    """A packaged picture (height, width, 3), how it was prepared, a question about it, and the question's ids."""
+
+    rgb: NDArray[np.uint8]
+    prepared: Prepared
+    question: str
+    ids: tuple[int, ...]
+
+
 @torch.no_grad()
 def generated_answers(loaded: Loaded, generate: Generate | None = None, *, per_picture: int = 2) -> list[AnswerCase]:
-    """The greedy answers of `TOKENS` tokens to the first questions about every packaged picture, each asked alone."""
+    """The greedy answers of `TOKENS` tokens to the first questions about every packaged picture, each asked alone.
+
+    A very big model is asked one question (`export/streaming.py`); the manifest says so.
+    """
+    chosen = generate or decoder_only
+    return asked_answers(loaded, lambda asked: chosen(loaded, asked.prepared, asked.ids), per_picture=per_picture)
+
+
+@torch.no_grad()
+def asked_answers(
+    loaded: Loaded, generate: Callable[[Asked], Tensor], *, per_picture: int = 2, also: Sequence[str] = ()
+) -> list[AnswerCase]:
+    """As `generated_answers`, for eager models that need more than the prepared picture and the ids.
+
+    `also` are further questions about every picture.
+    """
     tokenizer = open_tokenizer(loaded.required_text)
     found: list[AnswerCase] = []
-    for rgb, questions in questions_by_picture():
+    pictures = questions_by_picture()
+    if is_big(loaded.model):
+        pictures, per_picture = pictures[:1], 1
+    for rgb, questions in pictures:
         prepared = prepare(rgb, loaded.required_image)
-        for question in questions[:per_picture]:
-            ids = tokenizer.question(question).ids
-            tokens = (generate or _decoder_only)(loaded, prepared, ids)[0].tolist()
-            found.append(_case(loaded, tokenizer, rgb, question, tokens))
+        for question in (*questions[:per_picture], *also):
+            asked = Asked(rgb, prepared, question, tokenizer.question(question).ids)
+            found.append(_case(loaded, tokenizer, asked, generate(asked)[0].tolist()))
     return found
 
 
-def _case(
-    loaded: Loaded, tokenizer: QuestionTokenizer, rgb: NDArray[np.uint8], question: str, tokens: list[int]
-) -> AnswerCase:
+def _case(loaded: Loaded, tokenizer: QuestionTokenizer, asked: Asked, tokens: list[int]) -> AnswerCase:
     spec = loaded.generation
     ends = set() if spec is None else {spec.eos_token_id, *spec.more_eos_token_ids}
     stop = next((number for number, token in enumerate(tokens) if token in ends), len(tokens))
     kept = tuple(tokens[: stop + 1])
-    return AnswerCase(image=rgb, question=question, expected=tokenizer.decode(kept), max_new_tokens=TOKENS, tokens=kept)
+    return AnswerCase(
+        image=asked.rgb,
+        question=asked.question,
+        expected=tokenizer.decode(kept),
+        max_new_tokens=TOKENS,
+        tokens=kept,
+    )
 
 
 def expand(ids: Sequence[int], prepared: Prepared, *, image_token: int, slots: int) -> Tensor:
@@ -66,7 +97,8 @@ def greedy(model: Any, **inputs: Any) -> Tensor:
     return found
 
 
-def _decoder_only(loaded: Loaded, prepared: Prepared, ids: Sequence[int]) -> Tensor:
+def decoder_only(loaded: Loaded, prepared: Prepared, ids: Sequence[int]) -> Tensor:
+    """The `Generate` of models that take the prompt's ids and what their processor gives by the same names."""
     spec, image = loaded.required_text.spec, loaded.required_image
     token = 0 if spec.image_token_id is None else spec.image_token_id
     prompt = expand(ids, prepared, image_token=token, slots=image.tokens or 0)

@@ -23,6 +23,7 @@ from edgevqa.export.prompts import prompt_template
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
 from edgevqa.export.sources import Source
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Samples, Tokenized
+from edgevqa.runtime.manifest import ImageSpec
 from edgevqa.runtime.preprocessing import prepare
 
 PROMPT = "USER: IMAGE\n{question} ASSISTANT:"
@@ -52,30 +53,8 @@ class Llava:
 
     def load(self, source: Source) -> Loaded:
         model = load_pretrained(LlavaForConditionalGeneration, source.path)
-        config = model.config
-        tokenizer = assets.tokenizer_bytes(source.path)
-        generation = generation_spec(model, max_context=max_context(config.text_config))
-        image_token = assets.token_of(tokenizer, config.image_token_index)
-        spec = assets.text_spec(
-            tokenizer,
-            cleaning="none",
-            max_tokens=MAX_QUESTION_TOKENS,
-            pad_token_id=generation.pad_token_id,
-            eos_token_id=generation.eos_token_id,
-            vocab_size=config.text_config.vocab_size,
-            template=prompt_template(source.path, default=PROMPT.replace("IMAGE", image_token)),
-            image_token_id=config.image_token_index,
-        )
-        return Loaded(
-            model=model,
-            task="visual-question-answering",
-            pipeline="decoder_only",
-            source=source_spec(source, model),
-            model_info=model_info(model),
-            image=fixed_image_spec(source.path, size=config.vision_config.image_size, tokens=image_tokens(model)),
-            text=Tokenized(data=tokenizer, spec=spec),
-            generation=generation,
-        )
+        size = model.config.vision_config.image_size
+        return load_llava(source, model, fixed_image_spec(source.path, size=size, tokens=image_tokens(model)))
 
     def plans(self, loaded: Loaded) -> Plans:
         inner = loaded.model.model
@@ -96,6 +75,34 @@ class Llava:
 
     def answer_cases(self, loaded: Loaded) -> list[AnswerCase]:
         return generated_answers(loaded)
+
+
+def load_llava(source: Source, model: Any, image: ImageSpec) -> Loaded:
+    """Everything beside the graphs of a LLaVA: its prompt, tokenizer and how answers end."""
+    config = model.config
+    tokenizer = assets.tokenizer_bytes(source.path)
+    generation = generation_spec(model, max_context=max_context(config.text_config))
+    image_token = assets.token_of(tokenizer, config.image_token_index)
+    spec = assets.text_spec(
+        tokenizer,
+        cleaning="none",
+        max_tokens=MAX_QUESTION_TOKENS,
+        pad_token_id=generation.pad_token_id,
+        eos_token_id=generation.eos_token_id,
+        vocab_size=config.text_config.vocab_size,
+        template=prompt_template(source.path, default=PROMPT.replace("IMAGE", image_token)),
+        image_token_id=config.image_token_index,
+    )
+    return Loaded(
+        model=model,
+        task="visual-question-answering",
+        pipeline="decoder_only",
+        source=source_spec(source, model),
+        model_info=model_info(model),
+        image=image,
+        text=Tokenized(data=tokenizer, spec=spec),
+        generation=generation,
+    )
 
 
 def image_tokens(model: Any) -> int:
@@ -135,31 +142,35 @@ def projector_plan(inner: Any) -> GraphPlan:
 
 def _cases(loaded: Loaded, pixels: Tensor, samples: Samples) -> Iterator[Case]:
     model = loaded.model
-    outputs = model.model.vision_tower(pixels, output_hidden_states=True)
-    layer = model.config.vision_feature_layer
-    states = torch.cat([outputs.hidden_states[each] for each in ([layer] if isinstance(layer, int) else layer)], -1)
-    states = states[:, 1:] if model.config.vision_feature_select_strategy == "default" else states
-    embeds = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
-    found = (
-        ("vision", "pixel_values", pixels, "image_states", states),
-        ("projector", "image_states", states, "image_embeds", embeds),
+    states, embeds = (
+        selected_states(model, pixels),
+        torch.stack(list(model.model.get_image_features(pixels).pooler_output)),
     )
-    for graph, name, value, output, expected in found:
-        yield Case(graph=graph, samples=samples, inputs=arrays({name: value}), expected=arrays({output: expected}))
-    token = model.config.image_token_index
-    slots, vocabulary = embeds.shape[1], model.config.text_config.vocab_size
-    ids = torch.randint(3, vocabulary, (2, slots + 7))
+    yield case("vision", samples, {"pixel_values": pixels}, {"image_states": states})
+    yield case("projector", samples, {"image_states": states}, {"image_embeds": embeds})
+    yield from language_cases(model, embeds, samples)
+
+
+def case(graph: str, samples: Samples, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Case:
+    """A case of tensors."""
+    return Case(graph=graph, samples=samples, inputs=arrays(inputs), expected=arrays(expected))
+
+
+def selected_states(model: Any, pixels: Tensor) -> Tensor:
+    """The vision tower's states that LLaVA selects, (image, tokens, vision)."""
+    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    layer = model.config.vision_feature_layer
+    states = torch.cat([hidden[each] for each in ([layer] if isinstance(layer, int) else layer)], dim=-1)
+    return states[:, 1:] if model.config.vision_feature_select_strategy == "default" else states
+
+
+def language_cases(model: Any, embeds: Tensor, samples: Samples) -> Iterator[Case]:
+    """Cases of `language_decoder` for two prompts, one of them padded, with a picture (2, slots, hidden) in each."""
+    token, slots = model.config.image_token_index, embeds.shape[1]
+    ids = torch.randint(3, model.config.text_config.vocab_size, (2, slots + 7))
     ids[ids == token] = 3
     mask = torch.ones_like(ids)
     ids[0, 2 : 2 + slots] = ids[1, 4 : 4 + slots] = token
     mask[1, :2] = 0
-    yield from decoder_cases(
-        lambda given: _language(model, given),
-        model.get_input_embeddings(),
-        make_prompt(ids, mask, embeds, token),
-        samples,
-    )
-
-
-def _language(model: Any, given: dict[str, Any]) -> Any:
-    return model(**given)
+    prompt = make_prompt(ids, mask, embeds, token)
+    yield from decoder_cases(lambda given: model(**given), model.get_input_embeddings(), prompt, samples)
