@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from edgevqa.export.sources import read_json
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.text import QUESTION
@@ -38,6 +40,28 @@ def prompt_template(folder: Path, *, default: str, images: int = 1) -> str:
     if first and rendered.startswith(first) and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
         rendered = rendered[len(first) :]
     return str(rendered).replace(_SENTINEL, QUESTION)
+
+
+def picture_separator(
+    folder: Path, tokenizer: bytes, *, image_token_id: int, defaults: tuple[str, str]
+) -> list[int] | None:
+    """The ids that stand between two pictures in a prompt; `defaults` are the prompts of one and two without a chat template.
+
+    None where the two prompts differ by more.
+    """
+    read = Tokenizer.from_str(tokenizer.decode("utf-8"))
+    read.no_truncation()
+    one, two = (
+        read.encode(prompt_template(folder, default=default, images=images)).ids
+        for images, default in enumerate(defaults, start=1)
+    )
+    if two.count(image_token_id) != 2 or image_token_id not in one:
+        return None
+    first = two.index(image_token_id)
+    second = two.index(image_token_id, first + 1)
+    separator = two[first + 1 : second]
+    place = one.index(image_token_id)
+    return separator if [*one[: place + 1], *separator, *one[place:]] == two else None
 
 
 def chat_template(folder: Path) -> str | None:

@@ -44,12 +44,13 @@ class LlamaDecoder(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, model: Any, lm_head: nn.Module, *, sections: Sequence[int] = ()) -> None:
+    def __init__(self, model: Any, lm_head: Any, *, sections: Sequence[int] = ()) -> None:
         super().__init__()
         config = model.config
         self.model = nn.Module()
         self.model.embed_tokens, self.model.layers, self.model.norm = model.embed_tokens, model.layers, model.norm
         self.lm_head = lm_head
+        self.tied = lm_head.weight is model.embed_tokens.weight
         self.head = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.config = config
         self.sections = tuple(sections)
@@ -93,6 +94,8 @@ class LlamaDecoder(nn.Module):
             states = states + layer.self_attn.o_proj(merge_heads(mixed))
             states = states + layer.mlp(rms_norm(layer.post_attention_layernorm, states))
         last = rms_norm(self.model.norm, states[:, -1:])
+        if self.tied:  # two axes trace to a Gemm that reads the embedding table as it lies: no transposed copy of it
+            return self.lm_head(last[:, 0]), new
         return self.lm_head(last)[:, 0], new
 
     def look_up(self, table: Tensor, position_ids: Tensor) -> Tensor:
