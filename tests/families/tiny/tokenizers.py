@@ -52,6 +52,37 @@ def byte_level_tokenizer(*, special: Sequence[str], vocab_size: int = 300, **nam
     return _fast(tokenizer, **named)
 
 
+def opt_tokenizer(*, special: Sequence[str] = (), vocab_size: int = 300) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that begins every text with `</s>`, as OPT's; `special` are further special tokens."""
+    base = ["<s>", "<pad>", "</s>", "<unk>"]
+    fast = byte_level_tokenizer(
+        special=base, vocab_size=vocab_size, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>"
+    )
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", base.index("</s>"))]
+    )
+    fast.add_special_tokens({"additional_special_tokens": list(special)})
+    return fast
+
+
+def t5_tokenizer(*, special: Sequence[str] = (), vocab_size: int = 260) -> PreTrainedTokenizerFast:
+    """Unigram with `▁` for blanks and a closing `</s>`, as T5's; `special` are further special tokens."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    base = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=base, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", base.index("</s>"))]
+    )
+    fast = _fast(tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    fast.add_special_tokens({"additional_special_tokens": list(special)})
+    return fast
+
+
 def bert_tokenizer(*, special: Sequence[str] = (), vocab_size: int = 400) -> PreTrainedTokenizerFast:
     """Lower-case WordPiece with [CLS] and [SEP], as BERT's."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
