@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgevqa.evaluation.answers import scored_samples
 from edgevqa.evaluation.children import Report, RowResult, run_task
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.datasets.registry import open_dataset
-from edgevqa.evaluation.evaluating import busy_warning, make_row, warnings_of
+from edgevqa.evaluation.evaluating import busy_warning, make_row, need_questions, warnings_of
 from edgevqa.evaluation.gate import Gate, GateResult, Reference, RowKey
 from edgevqa.evaluation.layers import Layer, layers_of
 from edgevqa.evaluation.plan import MeasureOptions, Plan, float_plan, plan_row, require_variant
@@ -23,6 +24,7 @@ from edgevqa.runtime.errors import ConfigError, EdgeVQAError
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.machine import describe_machine
 from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.pipelines import stages_of
 from edgevqa.runtime.sessions import BACKENDS
 
 
@@ -106,6 +108,8 @@ def compare(
     """
     plans = _plans(paths, options, progress, note)
     samples = choose_samples(open_dataset(options.data), options.samples, options.seed)
+    for plan in plans:
+        need_questions(plan.bundle.manifest, options.data, samples)
     gates = [(gate, gate.plan(_keys(plans), _fields(plans, options, samples))) for gate in map(Gate, options.fail_if)]
     layers = [layers_of(plan.bundle, plan.variant) for plan in plans]
     for plan in plans:
@@ -173,12 +177,14 @@ def _keys(plans: Sequence[Plan]) -> list[RowKey]:
 
 def _fields(plans: Sequence[Plan], options: CompareOptions, samples: Sequence[Sample]) -> dict[RowKey, set[str]]:
     """The figures that each row will have."""
-    types = sorted({sample.question_type for sample in samples if sample.answers})
     latency = options.latency_runs > 0
-    return {
-        _key(plan): planned_numbers(list(plan.spec.graphs), types, answers=bool(types), latency=latency)
-        for plan in plans
-    }
+    fields: dict[RowKey, set[str]] = {}
+    for plan in plans:
+        scored = scored_samples(plan.bundle.manifest, samples)
+        types = sorted({sample.question_type for sample in scored if sample.answers})
+        stages = stages_of(plan.bundle.manifest, plan.variant)
+        fields[_key(plan)] = planned_numbers(stages, types, answers=bool(types), latency=latency)
+    return fields
 
 
 def _measure(plan: Plan, layers: list[Layer], place: str, work: _Work) -> Compared | None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgevqa.evaluation.answers import scored_samples
 from edgevqa.evaluation.children import Report, RowResult, run_task
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.datasets.registry import open_dataset
 from edgevqa.evaluation.metrics import Agreement, Scores, agreement, right_or_wrong, score
+from edgevqa.evaluation.normalization import normalize_answer
 from edgevqa.evaluation.plan import MeasureOptions, Plan, calibrated_on, float_plan, plan_row
 from edgevqa.evaluation.protocol import Measured
 from edgevqa.evaluation.rows import Row, build_row
@@ -18,12 +20,14 @@ from edgevqa.evaluation.selection import choose_samples
 from edgevqa.evaluation.significance import McNemar, mcnemar
 from edgevqa.runtime.backend_choice import Note
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.errors import EdgeVQAError
+from edgevqa.runtime.errors import EdgeVQAError, InputError
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.machine import describe_machine
+from edgevqa.runtime.manifest import Manifest
 
 HALF_PRECISION = ("fp16", "bf16", "s8-fp16", "fp8-fp16")
 BUSY_SHARE = 0.5
+NAMED_SHARE = 0.8
 CPU_BACKENDS = ("onnxruntime", "openvino")
 
 
@@ -81,6 +85,7 @@ def evaluate(
     bundle = Bundle.open(path, check=options.check, progress=progress)
     plan = plan_row(str(path), bundle, options.precision, options.backend, threads=options.threads, note=note)
     samples = choose_samples(open_dataset(options.data), options.samples, options.seed)
+    need_questions(bundle.manifest, options.data, samples)
     reference = float_plan(plan)
     bundle.require_files(plan.variant)
     texts: list[str] | None = None
@@ -97,6 +102,18 @@ def evaluate(
     return Evaluation(row=row, warnings=warnings, samples=samples, result=result, machine=describe_machine())
 
 
+def need_questions(manifest: Manifest, data: str, samples: Sequence[Sample]) -> None:
+    """Raise `InputError` where a model that reads questions would be asked about pictures alone."""
+    if manifest.text is None or not manifest.text.required:
+        return
+    without = sum(not sample.question for sample in samples)
+    if without:
+        raise InputError(
+            f"{data} has {without:,} pictures without a question, which this model ({manifest.family}) needs. Put typical "
+            "ones into a questions.txt beside the pictures, one a line."
+        )
+
+
 def make_row(
     plan: Plan,
     options: MeasureOptions,
@@ -106,6 +123,8 @@ def make_row(
 ) -> Row:
     """Score what a row's process told; `reference` are the float variant's answers, None where there are none."""
     result, measured = outcome
+    samples = scored_samples(plan.bundle.manifest, samples)
+    reference = reference if plan.judged else None
     scores = _scores(samples, result.texts)
     floats = None if reference is None else _scores(samples, reference)
     drop = None if scores is None or floats is None else floats.accuracy - scores.accuracy
@@ -144,13 +163,31 @@ def make_row(
 
 def warnings_of(plan: Plan, data: str, samples: list[Sample]) -> list[str]:
     """What makes a row's accuracy say less than it seems to."""
-    seen = calibrated_on(plan, data, samples)
+    found = label_warning(plan.bundle.manifest.labels, samples) if plan.judged else []
+    seen = calibrated_on(plan, data, samples) if plan.judged else 0
     if seen:
         return [
+            *found,
             f"{seen:,} of the {len(samples):,} questions were used to calibrate {plan.variant} of {plan.bundle_name}: "
-            "its accuracy on them says little about others. Use other data."
+            "its accuracy on them says little about others. Use other data.",
         ]
-    return []
+    return found
+
+
+def label_warning(labels: Sequence[str], samples: Sequence[Sample]) -> list[str]:
+    """Says so where a model that chooses from labels can name the answers of few questions."""
+    asked = [sample for sample in samples if sample.answers]
+    if not labels or not asked:
+        return []
+    known = {normalize_answer(label) for label in labels}
+    share = sum(any(normalize_answer(answer) in known for answer in sample.answers) for sample in asked) / len(asked)
+    if share >= NAMED_SHARE:
+        return []
+    some = ", ".join([repr(answer) for sample in asked for answer in sample.answers[:1]][:3])
+    return [
+        f"Only {share:.0%} of the questions have an answer (such as {some}) among the model's {len(labels):,} labels (such as "
+        f"{', '.join(map(repr, labels[:3]))}); it cannot be right on the others. Give data whose answers are labels."
+    ]
 
 
 def busy_warning(load: float | None = None) -> list[str]:
@@ -187,10 +224,10 @@ def _mcnemar(samples: Sequence[Sample], reference: Sequence[str], texts: Sequenc
 
 
 def _note(plan: Plan, reference: Sequence[str] | None) -> str | None:
-    notes: list[str] = []
+    notes: list[str] = [] if plan.judged else ["The model gives arrays, no answers: nothing of it is right or wrong."]
     if plan.spec.numerics in HALF_PRECISION and plan.backend in CPU_BACKENDS:
         kind = "BF16" if plan.spec.numerics == "bf16" else "FP16"
         notes.append(f"{kind} rounding emulated by the backend on a CPU: the answers count, the times do not.")
-    if reference is None:
+    if reference is None and plan.judged:
         notes.append("No agreement: there are no answers of a float variant.")
     return " ".join(notes) or None

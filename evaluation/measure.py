@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from edgevqa.evaluation.answers import options_for
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.datasets.registry import open_dataset
 from edgevqa.evaluation.protocol import Answered, Energy, Measured, Message, Progress, Task
@@ -13,7 +14,8 @@ from edgevqa.runtime.benchmark import Spread
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.images import Rgb, load_image
 from edgevqa.runtime.pipeline import Pipeline
-from edgevqa.runtime.pipelines.base import PipelineOptions
+from edgevqa.runtime.pipelines import stages_of
+from edgevqa.runtime.pipelines.base import AnswerOptions, PipelineOptions
 from edgevqa.runtime.telemetry.energy import EnergyMeter
 from edgevqa.runtime.telemetry.memory import peak_memory_mb
 
@@ -50,13 +52,13 @@ def answer_in_batches(pipeline: Pipeline, samples: Sequence[Sample], send: Send)
 
     Pictures are opened between two batches, outside of what is measured.
     """
-    size = pipeline.options.max_batch
+    size, options = pipeline.options.max_batch, options_for(pipeline.manifest, samples)
     seconds, joules = 0.0, 0.0
     with EnergyMeter.open(gpu=pipeline.backend.startswith(ON_A_GPU)) as meter:
         for first in range(0, len(samples), size):
             part = [(load_image(sample.image), sample.question) for sample in samples[first : first + size]]
             before, start = meter.joules(), time.perf_counter()
-            answers = pipeline.answer_pairs(part)
+            answers = pipeline.answer_pairs(part, **options)
             seconds += time.perf_counter() - start
             joules += (meter.joules() or 0.0) - (before or 0.0)
             send(Answered(texts=[each.text for each in answers], confidences=[each.confidence for each in answers]))
@@ -68,18 +70,20 @@ def answer_in_batches(pipeline: Pipeline, samples: Sequence[Sample], send: Send)
 def _latency(
     pipeline: Pipeline, samples: Sequence[Sample], task: Task, send: Send
 ) -> tuple[dict[str, Spread], dict[str, Spread]]:
-    """Percentiles of first and next answers, and of every graph's share of a first answer."""
+    """Percentiles of first and next answers, and of every graph's share of a first answer (see `stages_of`)."""
     if task.latency_runs == 0:
         return {}, {}
     pairs = latency_pairs(samples, task.warm_up_runs + task.latency_runs, task.seed)
-    graphs = list(pipeline.manifest.variants[pipeline.variant].graphs)
+    worded = any(sample.question for sample in samples)  # then one text is timed, not all that may be chosen from
+    options: AnswerOptions = {} if worded else options_for(pipeline.manifest, samples)
+    graphs = stages_of(pipeline.manifest, pipeline.variant)
     latency: dict[str, list[float]] = {"first": [], "next": []}
     shares: dict[str, list[float]] = {graph: [] for graph in graphs}
     for number, (first, following) in enumerate(pairs):
         picture = load_image(first.image)
         pipeline.clear_caches()
-        first_ms, stages = _timed(pipeline, picture, first.question)
-        next_ms, _ = _timed(pipeline, picture, following.question)
+        first_ms, stages = _timed(pipeline, picture, first.question, options)
+        next_ms, _ = _timed(pipeline, picture, following.question, options)
         if number >= task.warm_up_runs:
             latency["first"].append(first_ms)
             latency["next"].append(next_ms)
@@ -89,10 +93,10 @@ def _latency(
     return _spreads(latency), _spreads(shares)
 
 
-def _timed(pipeline: Pipeline, picture: Rgb, question: str) -> tuple[float, dict[str, float]]:
+def _timed(pipeline: Pipeline, picture: Rgb, question: str, options: AnswerOptions) -> tuple[float, dict[str, float]]:
     """Milliseconds of one answer, and of its stages."""
     start = time.perf_counter()
-    answer = pipeline.answer(picture, question)
+    answer = pipeline.answer(picture, question, **options)
     return (time.perf_counter() - start) * 1e3, answer.timing_ms
 
 

@@ -13,6 +13,7 @@ from edgevqa.runtime.backend_choice import Note, choose_run
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import ConfigError, InputError
 from edgevqa.runtime.manifest import Manifest, Precision, VariantSpec
+from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sessions import possible_backends
 
@@ -57,6 +58,11 @@ class Plan:
     @property
     def spec(self) -> VariantSpec:
         return self.bundle.manifest.variants[self.variant]
+
+    @property
+    def judged(self) -> bool:
+        """Whether its answers can be right or wrong."""
+        return flow_entry(self.bundle.manifest).answers
 
     @property
     def label(self) -> str:

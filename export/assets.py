@@ -37,6 +37,17 @@ def tokenizer_bytes(folder: Path) -> bytes:
         ) from error
 
 
+def tidies_answers(folder: Path, tokenizer: bytes) -> bool:
+    """Whether transformers drops the blanks before punctuation when it decodes with the folder's tokenizer.
+
+    It does where `tokenizer_config.json` asks for it, but not for byte pair encoding, whose blanks are the text's own.
+    """
+    path = folder / "tokenizer_config.json"
+    asked = read_json(path, what="it says how the tokenizer decodes") if path.is_file() else {}
+    kind = (json.loads(tokenizer).get("model") or {}).get("type")
+    return bool(asked.get("clean_up_tokenization_spaces", False)) and kind != "BPE"
+
+
 class ClipProcessor(msgspec.Struct, frozen=True):
     """What a CLIP `preprocessor_config.json` says; absent keys take the defaults of transformers' CLIP processor."""
 

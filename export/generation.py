@@ -35,5 +35,6 @@ def generation_spec(
         max_new_tokens=int(generation.max_new_tokens or most),
         num_beams=int(generation.num_beams or 1),
         length_penalty=float(generation.length_penalty if generation.length_penalty is not None else 1.0),
+        repetition_penalty=float(generation.repetition_penalty or 1.0),
         max_context=max_context,
     )

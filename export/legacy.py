@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from edgevqa.export.engine.options import BuildOptions
-from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
 from edgevqa.runtime.engines import Profile
 from edgevqa.runtime.manifest import Manifest
 
@@ -63,7 +63,7 @@ def trtexec_lines(manifest: Manifest, variant: str = "fp32") -> Iterator[str]:
     graphs = manifest.variants[variant].graphs
     ranges = axis_ranges(manifest, graphs, BuildOptions(target="jetson-orin-jp6"))  # shapes do not depend on the target
     for name, graph in graphs.items():
-        profile = graph_profiles(name, graph, ranges)[-1]
+        profile = widest(graph_profiles(name, graph, ranges))
         shapes = " ".join(
             f"--{side}Shapes={_shapes(profile, side)}" for side in ("min", "opt", "max") if _moves(profile)
         )

@@ -96,7 +96,7 @@ def _run_once(pipeline: Pipeline, picture: Rgb) -> _Run:
         start = time.perf_counter()
         answer = pipeline.answer(picture, question)
         latency_ms[name] = (time.perf_counter() - start) * 1e3
-        tokens[name] = len(answer.tokens)
+        tokens[name] = 0 if pipeline.manifest.generation is None else len(answer.tokens)
     return _Run(latency_ms, tokens)
 
 

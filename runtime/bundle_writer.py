@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -81,6 +83,16 @@ class BundleWriter:
         spec = FileSpec(path=relative, sha256=sha256_file(path), size_bytes=status.st_size)
         self._described[relative] = (status, spec)
         return spec
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the same disk for what is not part of the bundle; it is removed at the end."""
+        folder = self.root / "scratch"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
     def add_file(self, source: str | os.PathLike[str], relative: str) -> FileSpec:
         """Copy `source` into the bundle. Raises `InputError` where it cannot be read."""

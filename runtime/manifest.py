@@ -77,7 +77,9 @@ class ImageSpec(_Record, frozen=True, kw_only=True):
     `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`, or None for no resize; `crop` and `height`/`width`
     likewise. `height` and `width` are what the graph takes (the usual size, where it takes several). `processor` names a
     row of `runtime/preprocessing`, and `settings` are what that row needs beyond the rest. `tokens` is the largest number
-    of places that a picture takes in the language model's input, where it takes any.
+    of places that a picture takes in the language model's input, where it takes any. `axes` are least, usual and most of the
+    axes that the processor gives its arrays, by the names that the graphs have for them, such as patches or tiles.
+    `separator` are the ids between two pictures of one question in a prompt; None where a question is about one picture.
     """
 
     height: int
@@ -91,14 +93,19 @@ class ImageSpec(_Record, frozen=True, kw_only=True):
     processor: str = "fixed"
     settings: dict[str, Any] = {}
     tokens: int | None = None
+    axes: dict[str, tuple[int, int, int]] = {}
+    separator: list[int] | None = None
 
 
 class TextSpec(_Record, frozen=True, kw_only=True):
     """Tokenizer file and how questions are turned into ids. `cleaning` names a rule in `runtime/text.py`.
 
-    `template` is the prompt around the question, in which special tokens are recognised; `image_token_id` marks in its ids
-    where the picture goes. `max_tokens` bounds the question, without the template. `required` is False where a picture can
-    be asked about without words. `answer_prefix` stands before an answer that is to be scored, such as a blank.
+    `template` is the prompt around the question, in which special tokens are recognised; `image_token_id` marks in its
+    ids where the picture goes, which is before everything where the template does not say. `max_tokens` bounds the
+    question, without the template. `required` is False where a picture can be asked about without words, which go
+    without the template too. `answer_prefix` stands before an answer that is to be scored, such as a blank.
+    `special_tokens` is False where questions go without the tokens that the tokenizer puts around a text, as a
+    caption's prompt does; `tidied` drops the blanks that word pieces leave before punctuation from answers.
     """
 
     tokenizer: FileSpec
@@ -111,13 +118,16 @@ class TextSpec(_Record, frozen=True, kw_only=True):
     image_token_id: int | None = None
     required: bool = True
     answer_prefix: str = ""
+    special_tokens: bool = True
+    tidied: bool = False
 
 
 class GenerationSpec(_Record, frozen=True, kw_only=True):
     """Defaults of answer generation; `max_new_tokens` counts generated tokens, the end token included.
 
     `decoder_start_token_id` is what decoding begins with, where a prompt does not. An answer ends with `eos_token_id` or
-    one of `more_eos_token_ids`. `max_context` is the longest prompt and answer together that a decoder takes.
+    one of `more_eos_token_ids`. `repetition_penalty` is as in `runtime/penalty.py`. `max_context` is the longest prompt and
+    answer together that a decoder takes.
     """
 
     decoder_start_token_id: int
@@ -126,6 +136,7 @@ class GenerationSpec(_Record, frozen=True, kw_only=True):
     max_new_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
     more_eos_token_ids: list[int] = []
     max_context: int | None = None
 
@@ -161,12 +172,13 @@ class ParityRow(_Record, frozen=True, kw_only=True):
 
 
 class ParitySpec(_Record, frozen=True, kw_only=True):
-    """All comparisons made while exporting, and how many generated answers were identical."""
+    """All comparisons made while exporting, and how many generated answers were identical; `left_out` was not compared."""
 
     backend: str
     rows: list[ParityRow]
     answers_compared: int
     answers_identical: int
+    left_out: list[str] = []
 
 
 class CalibrationSpec(_Record, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevqa.runtime.answer_stream import AnswerStream
 from edgevqa.runtime.backend_choice import Note, choose_run
@@ -21,20 +22,24 @@ from edgevqa.runtime.decoding import softmax
 from edgevqa.runtime.errors import ConfigError, EdgeVQAError, QuestionError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.hashing import Progress
-from edgevqa.runtime.images import ImageSource, load_image
+from edgevqa.runtime.images import ImageSource
 from edgevqa.runtime.manifest import GenerationSpec, Manifest
 from edgevqa.runtime.pipelines import flow_entry, make_flow
 from edgevqa.runtime.pipelines.base import (
     Answer,
     AnswerOptions,
     Choice,
+    EmbeddingFlow,
     Outcome,
     Pair,
     Picture,
     PipelineOptions,
     Request,
     confidence_of,
+    embedding_flow,
 )
+from edgevqa.runtime.pipelines.features import SEED, Reconstruction, features_flow
+from edgevqa.runtime.pipelines.pictures import Images, load_pictures
 from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.sessions import possible_backends
 from edgevqa.runtime.sessions.base import SessionOptions
@@ -119,18 +124,23 @@ class Pipeline:
         """Counters and times since loading (or since `warm_up`)."""
         return self._graphs.statistics
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the model has embeddings: whether `embed_images` and `embed_texts` can be called."""
+        return isinstance(self._flow, EmbeddingFlow) and self._flow.embeds
+
     @overload
-    def answer(self, image: ImageSource, question: str, **options: Unpack[AnswerOptions]) -> Answer: ...
+    def answer(self, image: Images, question: str, **options: Unpack[AnswerOptions]) -> Answer: ...
 
     @overload
     def answer(
-        self, image: ImageSource, question: list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
+        self, image: Images, question: list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
     ) -> list[Answer]: ...
 
     def answer(
-        self, image: ImageSource, question: str | list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
+        self, image: Images, question: str | list[str] | tuple[str, ...], **options: Unpack[AnswerOptions]
     ) -> Answer | list[Answer]:
-        """Answer one question about a picture, or several in one batch.
+        """Answer one question about a picture (or a list of them, where the model takes several), or several in one batch.
 
         Keywords: `choices` restricts the answer to one of them and scores each; `max_new_tokens` (generated tokens, the
         end token included) and `num_beams` (1 is greedy) are the bundle's defaults where not given or None; `top_k` (5) is
@@ -150,7 +160,7 @@ class Pipeline:
         answers = self._answer_all(((Pair(picture, each), spent) for each, spent in asked), request)
         return answers[0] if isinstance(question, str) else answers
 
-    def answer_pairs(self, pairs: Iterable[tuple[ImageSource, str]], **options: Unpack[AnswerOptions]) -> list[Answer]:
+    def answer_pairs(self, pairs: Iterable[tuple[Images, str]], **options: Unpack[AnswerOptions]) -> list[Answer]:
         """Answer pairs of picture and question, in order, `max_batch` rows at once. Keywords as in `answer`.
 
         A picture is read (and copied) when its pair is pulled, so that a generator may fill one buffer again and again.
@@ -158,7 +168,7 @@ class Pipeline:
         """
         return self._answer_all(self._pairs(pairs), self._request(options))
 
-    def stream(self, image: ImageSource, question: str, **options: Unpack[AnswerOptions]) -> AnswerStream:
+    def stream(self, image: Images, question: str, **options: Unpack[AnswerOptions]) -> AnswerStream:
         """Answer piece by piece: iterate for the text, then read `.answer`. Keywords as in `answer`.
 
         The pieces joined are the answer's text. With choices or more than one beam there is one piece, at the end.
@@ -173,6 +183,45 @@ class Pipeline:
             lambda outcome: self._answer(pair.question, outcome, request, lap.timing_ms()),
         )
 
+    def embed_images(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
+        """Normalised embeddings of pictures, (images, width), or (images, vectors, width) of models that see several.
+
+        `runtime/similarity.py` compares them with those of texts. Pictures are read `max_batch` at a time. Raises
+        `ImageError`, and `ConfigError` for a model that has no embeddings.
+        """
+        flow, source = embedding_flow(self._flow), iter(images)
+        rows: list[NDArray[np.float32]] = []
+        while pictures := [self._picture(image)[0] for image in islice(source, self.options.max_batch)]:
+            with self._lock:
+                self._check_open()
+                rows.append(flow.embed_images(pictures))
+        return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+
+    def embed_texts(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """Normalised embeddings of texts, (texts, width). Raises `QuestionError`, and `ConfigError` as `embed_images`."""
+        flow = embedding_flow(self._flow)
+        questions = [self._question(text)[0] for text in ([texts] if isinstance(texts, str) else texts)]
+        with self._lock:
+            self._check_open()
+            return flow.embed_texts(questions) if questions else np.zeros((0, 0), dtype=np.float32)
+
+    def features(self, image: ImageSource) -> dict[str, NDArray[np.float32]]:
+        """An encoder's arrays for a picture, as `last_hidden_state` (tokens, width). Raises `ImageError` and `ConfigError`."""
+        flow, picture = features_flow(self._flow), self._picture(image)[0]
+        with self._lock:
+            self._check_open()
+            return flow.features([picture])[0]
+
+    def reconstruct(self, image: ImageSource, *, mask_ratio: float | None = None, seed: int = SEED) -> Reconstruction:
+        """Leave out a share of the picture's patches (default: that of training), drawn with `seed`, and predict them.
+
+        Raises `ImageError`, and `ConfigError` for a model without a decoder and for a share that leaves out all or none.
+        """
+        flow, picture = features_flow(self._flow), self._picture(image)[0]
+        with self._lock:
+            self._check_open()
+            return flow.reconstruct([picture], mask_ratio, seed)[0]
+
     def warm_up(self) -> None:
         """Run every graph once, then forget what that left in caches and statistics (and what was there before)."""
         options: AnswerOptions = {"max_new_tokens": 2}
@@ -181,6 +230,9 @@ class Pipeline:
             self._check_open()
             pair = Pair(Picture(blank, picture_key(blank)), self._questions.blank())
             self._flow.answer([pair], self._request(options))
+            if isinstance(self._flow, EmbeddingFlow) and self._flow.embeds:
+                self._flow.embed_images([pair.picture])
+                self._flow.embed_texts([pair.question])
             self.clear_caches()
             self.statistics.reset()
 
@@ -209,7 +261,7 @@ class Pipeline:
         if self._closed:
             raise EdgeVQAError("The pipeline was closed; load it again.")
 
-    def _pairs(self, pairs: Iterable[tuple[ImageSource, str]]) -> Iterator[tuple[Pair, _Times]]:
+    def _pairs(self, pairs: Iterable[tuple[Images, str]]) -> Iterator[tuple[Pair, _Times]]:
         """Pairs ready to run, each with what that took; of a list, the questions are read first."""
         known = [self._question(text) for _, text in pairs] if isinstance(pairs, (list, tuple)) else None
         for number, (image, text) in enumerate(pairs):
@@ -255,14 +307,13 @@ class Pipeline:
                 return
             yield outcome
 
-    def _picture(self, image: ImageSource) -> tuple[Picture, _Times]:
+    def _picture(self, image: Images) -> tuple[Picture, _Times]:
         """A copy of the picture as it is now, and what that took."""
         with self._lock:
             self._check_open()
             lap = Lap(self.statistics)
             with self.statistics.timed("load_image"):
-                rgb = load_image(image, max_pixels=self.options.max_pixels)
-                picture = Picture(rgb, picture_key(rgb))
+                picture = load_pictures(image, self.manifest.image, max_pixels=self.options.max_pixels)
             return picture, lap.timing_ms()
 
     def _question(self, text: str) -> tuple[Question, _Times]:

@@ -182,9 +182,10 @@ def _total_ms(nodes: Sequence[NodeTime]) -> float:
 
 
 def _answer(pipeline: Pipeline) -> int:
-    """A first answer; gives its tokens."""
+    """A first answer; gives how many tokens were generated."""
     pipeline.clear_caches()
-    return len(pipeline.answer(noise_picture(pipeline.manifest.image), FIRST_QUESTION).tokens)
+    answer = pipeline.answer(noise_picture(pipeline.manifest.image), FIRST_QUESTION)
+    return 0 if pipeline.manifest.generation is None else len(answer.tokens)
 
 
 def _profiled(pipeline: Pipeline) -> dict[str, ProfiledSession]:

@@ -43,5 +43,5 @@ class Questions:
         try:
             return self.question("what is it?")
         except QuestionError:  # a vocabulary of other words
-            others = dict.fromkeys(self.others, (0, 0))
-            return Question(text="", asked="", ids=(0, 0), truncated=False, unknown_tokens=0, others=others)
+            others: dict[str, tuple[int, ...]] = {name: (0, 0) for name in self.others}  # noqa: C420
+            return Question(text="", asked="?", ids=(0, 0), truncated=False, unknown_tokens=0, others=others)

@@ -85,7 +85,7 @@ class QuestionTokenizer:
             raise QuestionError(f"The question {_short(text)} is empty{_after_cleaning(text)}. Ask with words.")
         if self._templated:
             asked = self._without_added(asked)
-        ids = self._encode(asked, add_special_tokens=not self._templated)
+        ids = self._encode(asked, add_special_tokens=self._spec.special_tokens and not self._templated)
         if ids is None:
             raise QuestionError(
                 f"The question {_short(text)} is not valid Unicode text. Check how the file or terminal encodes it."
@@ -100,7 +100,18 @@ class QuestionTokenizer:
         unknown = sum(self._is_unknown(token) for token in kept)
         if self._templated:
             kept = self._prompt(asked)
+        image = self._spec.image_token_id
+        if image is not None and image not in kept:  # not the template, the model puts the picture: before everything
+            kept = (image, *kept)
         return Question(text=text, asked=asked, ids=kept, truncated=truncated, unknown_tokens=unknown)
+
+    @property
+    def template_tokens(self) -> int:
+        """Tokens that stand around every question: what comes before and after it, and what the tokenizer adds."""
+        before, _, after = self._spec.template.partition(QUESTION)
+        return len(self._tokenizer.encode(before).ids) + len(
+            self._tokenizer.encode(after, add_special_tokens=False).ids
+        )
 
     def answer_ids(self, text: str, end: int | None = None) -> tuple[int, ...]:
         """Tokens of an answer to choose, and the end token; not cleaned, not cut. Raises `ConfigError`.
@@ -117,6 +128,8 @@ class QuestionTokenizer:
         """Text of the tokens without the special ones, tidied as the published code does, or without outer blanks."""
         kept = [token for token in ids if token not in self._special]
         text = self._tokenizer.decode(kept, skip_special_tokens=False)
+        if self._spec.tidied:
+            return tidy(text).strip()
         return tidy(text) if self._spec.cleaning == "qavit_question" else text.strip()
 
     def decode_settled(self, ids: Sequence[int]) -> str:
@@ -127,10 +140,12 @@ class QuestionTokenizer:
         return settled(self.decode(kept))
 
     def _prompt(self, asked: str) -> tuple[int, ...]:
-        """Ids of the template with the question in it, which is cut where it is too long."""
+        """Ids of the template with the question in it, which is cut where it is too long; of no template without one."""
         alone = self._tokenizer.encode(asked, add_special_tokens=False)
         if len(alone.ids) > self._spec.max_tokens:
             asked = asked[: alone.offsets[self._spec.max_tokens - 1][1]]
+        if not asked.strip():  # asked nothing, a model describes the picture: words around no question would mislead it
+            return tuple(self._tokenizer.encode("").ids)
         return tuple(self._tokenizer.encode(self._spec.template.replace(QUESTION, asked)).ids)
 
     def _without_added(self, text: str) -> str:

@@ -14,12 +14,14 @@ from edgevqa.runtime.sessions import open_session
 from edgevqa.runtime.sessions.base import Array, Session, SessionOptions, Tensor
 
 
-def one_at_a_time(bundle: Bundle, variant: str, *, backend: str = "onnxruntime", threads: int = 0) -> Graphs:
+def one_at_a_time(
+    bundle: Bundle, variant: str, *, backend: str = "onnxruntime", options: SessionOptions | None = None
+) -> Graphs:
     """The variant's graphs; running one closes the one that ran before, unless it is the same.
 
     Slow where graphs alternate, and right for batches: a batch runs each graph in turn, and the decoder many times.
     """
-    slot = _Slot(bundle, variant, backend, SessionOptions(threads=threads))
+    slot = _Slot(bundle, variant, backend, options or SessionOptions())
     specs = bundle.variant(variant).graphs
     return Graphs(
         {name: _Transient(slot, name, spec.inputs, spec.outputs) for name, spec in specs.items()}, Statistics()

@@ -29,14 +29,14 @@ class RecordingGraphs(Graphs):
         self._limit = limit
         self._random = np.random.default_rng(seed)
 
-    def run(self, name: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+    def run(self, name: str, inputs: Mapping[str, Tensor | Array], *, stage: str | None = None) -> dict[str, Tensor]:
         """Run a graph, and keep copies of its inputs if the lot falls on them (reservoir sampling)."""
         kept = self.feeds[name]
         self._seen[name] += 1
         place = len(kept) if len(kept) < self._limit else int(self._random.integers(self._seen[name]))
         if place < self._limit:
             kept[place : place + 1] = [{key: _copy(value) for key, value in inputs.items()}]
-        return super().run(name, inputs)
+        return super().run(name, inputs, stage=stage)
 
 
 def capture(bundle: Bundle, samples: Sequence[Sample], *, limit: int, seed: int = 0) -> dict[str, list[Feed]]:

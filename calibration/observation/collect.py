@@ -18,6 +18,7 @@ from edgevqa.calibration.observation.resume import SavedState
 from edgevqa.calibration.observation.samples import CalibrationSet
 from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics
 from edgevqa.calibration.observation.taps import HIGHEST, TOTAL, TappedGraph, link_weights, tap_graph
+from edgevqa.evaluation.answers import options_for
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.counters import Statistics
@@ -204,8 +205,12 @@ def _resume(saved: SavedState, observers: dict[str, GraphObserver]) -> int:
 
 
 def _answer(pipeline: Pipeline, sample: Sample, picture: Image) -> None:
+    options = options_for(pipeline.manifest, [sample])  # of all labels the picture's own is enough
     try:
-        pipeline.answer(picture, sample.question)
+        pipeline.answer(picture, sample.question, **options)
+        if pipeline.embeds:  # graphs that a matching head does not need; kept values make it free for the others
+            pipeline.embed_images([picture])
+            pipeline.embed_texts(options.get("choices") or [sample.question])
     except InputError as error:
         raise InputError(f"Question {sample.question_id} ({sample.question!r}): {error}") from error
     except EdgeVQAError as error:

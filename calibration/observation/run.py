@@ -90,6 +90,7 @@ def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Rep
         options.samples,
         options.seed,
         check_question=_question_check(bundle),
+        words=bundle.manifest.text is not None,
         advance=lambda done, total: advance("choose samples", done, total),
     )
     saved = SavedState(bundle, chosen)

@@ -55,9 +55,10 @@ def pick_samples(
     seed: int,
     *,
     check_question: Callable[[str], object] | None = None,
+    words: bool = True,
     advance: Advance | None = None,
 ) -> CalibrationSet:
-    """Choose `count` samples that differ in the question's text or the picture's content.
+    """Choose `count` samples that differ in the question's text or the picture's content; without `words`, in the latter.
 
     Kinds of question take turns, and of each kind those on pictures of their own come first. Samples whose picture cannot
     be read, or whose question `check_question` refuses, are passed over.
@@ -65,7 +66,7 @@ def pick_samples(
     """
     if count < 1:
         raise ConfigError(f"The number of samples is {count}; expected at least 1.")
-    choice = _Choice(check_question)
+    choice = _Choice(check_question, words)
     for sample in _in_turns(_candidates(dataset, count, seed)):
         choice.offer(sample)
         if advance is not None:
@@ -131,6 +132,7 @@ class _Choice:
     """What was taken so far, and what was passed over."""
 
     check_question: Callable[[str], object] | None
+    words: bool
     taken: list[tuple[Sample, bytes]] = field(default_factory=list[tuple[Sample, bytes]])
     looks: dict[bytes, Look] = field(default_factory=dict[bytes, Look])  # by the picture's key
     unusable: list[str] = field(default_factory=list[str])
@@ -144,7 +146,7 @@ class _Choice:
         if error:
             self.unusable.append(f"question {sample.question_id}: {error}")
             return
-        identity = (sample.question.strip(), looked.key)
+        identity = (sample.question.strip() if self.words else "", looked.key)
         if identity not in self._known:
             self._known.add(identity)
             self.taken.append((sample, looked.key))
@@ -175,7 +177,8 @@ class _Choice:
             yield f"There are only {found} distinct samples; {asked} were asked for."
         if found < FEW:
             yield f"{found} samples are few: ranges may be too narrow. Use {FEW} or more, better 512."
-        if len({sample.question for sample, _ in self.taken}) == 1:
+        questions = {sample.question.strip() for sample, _ in self.taken}
+        if self.words and len(questions) == 1 and questions != {""}:  # without words: a classifier, or captions
             yield f"All samples ask the same question: {self.taken[0][0].question!r}."
         for look, what in (("noise", "look like random noise"), ("blank", "are blank")):
             count = sum(self.looks[key] == look for key in pictures)

@@ -11,7 +11,7 @@ import msgspec
 from edgevqa.calibration.casting.emulate import emulated_graphs
 from edgevqa.calibration.observation.statistics import VARIANT
 from edgevqa.calibration.search.trials import drop_interval
-from edgevqa.evaluation.answers import Advance, answer_all, texts_of
+from edgevqa.evaluation.answers import Advance, answer_all, scored_samples, texts_of
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.evaluation.metrics import vqa_accuracy
 from edgevqa.runtime.bundle import Bundle
@@ -47,13 +47,14 @@ class AnswerChecker:
     """Asks the float model once, then any number of variants of the same bundle."""
 
     def __init__(self, dataset: str, samples: Sequence[Sample], *, threads: int = 0, max_batch: int = 8) -> None:
-        self.dataset, self.samples = dataset, samples
+        self.dataset, self.samples = dataset, list(samples)
         self.options = PipelineOptions(backend=BACKEND, threads=threads, max_batch=max_batch, check=False)
         self._float: list[str] = []
 
     def check(self, bundle: Bundle, variant: str, advance: Advance | None = None) -> AnswerCheck:
         """Compare `variant` with the float model; what is inside FP16 or BF16 runs in FP32 with its rounding."""
         if not self._float:
+            self.samples = scored_samples(bundle.manifest, self.samples)
             self._float = self._answers(bundle, VARIANT, advance)
         texts = self._answers(bundle, variant, advance)
         same = [before == after for before, after in zip(self._float, texts, strict=True)]

@@ -25,6 +25,8 @@ from edgevqa.calibration.quantization.smoothquant import ALPHAS, smoothing
 from edgevqa.calibration.quantization.weight_only import round_blocks
 from edgevqa.calibration.quantization.weight_scales import absmax_scales, clipped_scales
 
+DECODER = "language_decoder"
+
 _TRIAL_METHODS = ("max", "mse")  # what alpha is searched with; the rest is tried once it is known
 _LEAST_GAIN = 0.9  # of the error energy that smoothing must leave at most, or it is left out
 Report = Callable[[str, int, int], None]
@@ -128,10 +130,11 @@ class _Planner:
         """The plans of a block's layers. Equal weights get equal scales, whichever graphs they are in."""
         observed = {tensor: _observed(tensor, found, smoothings) for tensor, found in block.tensors.items()}
         active = [layer for layer in self._active(block.layers) if all(observed[tensor] for tensor in layer.tensors)]
-        exact: dict[bytes, Floats] = {}
-        for layer in block.layers:
-            exact.setdefault(key_of(layer, smoothings[layer.graph]), smoothings[layer.graph].weight(layer.linear))
         keys = {layer.name: key_of(layer, smoothings[layer.graph]) for layer in block.layers}
+        exact: dict[bytes, Floats] = {}
+        for layer in active:
+            if keys[layer.name] not in exact:
+                exact[keys[layer.name]] = smoothings[layer.graph].weight(layer.linear)
         rounding = _Rounding(exact, self.format)
         ranges = self._choose_ranges(active, observed, keys, rounding)
         if self.recipe.weight_clip:
@@ -141,7 +144,7 @@ class _Planner:
             if layer in active:
                 yield self._plan_layer(layer, observed, ranges, rounding, keys[layer.name])
             else:
-                yield self._plan_other(layer, observed, exact[keys[layer.name]])
+                yield self._plan_other(layer, observed, smoothings[layer.graph])
 
     def _choose_ranges(
         self,
@@ -185,24 +188,27 @@ class _Planner:
         )
 
     def _plan_other(
-        self, layer: Layer, observed: Mapping[Tensor, TensorStatistics | None], weight: Floats
+        self, layer: Layer, observed: Mapping[Tensor, TensorStatistics | None], smoothed: Smoothing
     ) -> LayerPlan:
         """The vocabulary head, what was never observed, and what gets quantised weights alone."""
         if layer.linear.head:
-            return LayerPlan(layer=layer, error=None, reason="vocabulary head")
+            what = "vocabulary" if layer.graph == DECODER else "output"
+            return LayerPlan(layer=layer, error=None, reason=f"{what} head")
         if layer.graph in self.recipe.high_graphs:
             return LayerPlan(layer=layer, error=None, reason="asked to stay high")
         bits = self.recipe.weight_only.get(layer.graph)
         if bits is None:
             return LayerPlan(layer=layer, error=None, reason="calibration did not observe its input")
-        if len(weight) % self.recipe.block_size:
-            return LayerPlan(
-                layer=layer, error=None, reason=f"{len(weight)} inputs are no multiple of {self.recipe.block_size}"
-            )
-        weights = Weights.of(weight, round_blocks(weight, self.recipe.block_size, bits))
-        parts = [output_error(found, None, weights) for t in layer.tensors if (found := observed[t]) is not None]
-        error = sum(parts, start=NO_ERROR) if parts else None
-        reason = None
+        inputs = layer.linear.in_features
+        size = self.recipe.block_of(layer.graph, inputs)
+        if inputs % size:
+            return LayerPlan(layer=layer, error=None, reason=f"{inputs} inputs are no multiple of {size}")
+        seen = [found for tensor in layer.tensors if (found := observed[tensor]) is not None]
+        error, reason = None, None
+        if seen:
+            weight = smoothed.weight(layer.linear)
+            weights = Weights.of(weight, round_blocks(weight, size, bits))
+            error = sum((output_error(found, None, weights) for found in seen), start=NO_ERROR)
         if error is not None and error.relative > self.recipe.max_error:
             reason = f"local error {error.relative:.2f} is beyond {self.recipe.max_error:g}"
         return LayerPlan(layer=layer, error=error, method=f"weight-{bits}", reason=reason)

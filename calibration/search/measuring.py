@@ -17,12 +17,14 @@ from edgevqa.calibration.search.clock import Clock
 from edgevqa.calibration.search.held_out import FEW, FEWEST, held_out
 from edgevqa.calibration.search.records import Plan, Records
 from edgevqa.calibration.search.trials import Mode, Trials
+from edgevqa.evaluation.answers import scored_samples
 from edgevqa.evaluation.datasets.base import Sample
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import Numerics
 from edgevqa.runtime.paths import cache_dir
+from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sensitivity import Effect
 from edgevqa.runtime.sessions import possible_backends
@@ -64,10 +66,16 @@ class MeasureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def open_trials(bundle: Bundle, quantizer: Quantizer, options: MeasureOptions) -> Generator[Trials, None, None]:
     """Everything that measures candidates, which run inside FP32 whatever the numerics.
 
-    Raises `InputError` for data that calibration has used up.
+    Raises `InputError` for data that calibration has used up, and for a model that gives no answers.
     """
+    if not flow_entry(bundle.manifest).answers:
+        raise InputError(
+            "The model gives arrays, no answers that could tell what a layer costs. "
+            "`edgevqa quantize --precision int8` measures each layer's own error."
+        )
     backend = backend_for(quantizer.recipe.numerics, options.backend)
-    samples = held_out(options.data, bundle.manifest.calibration, seed=options.seed, limit=_wanted(options))
+    found = held_out(options.data, bundle.manifest.calibration, seed=options.seed, limit=_wanted(options))
+    samples = scored_samples(bundle.manifest, found)
     pipeline = PipelineOptions(backend=backend, threads=options.threads, max_batch=options.max_batch, check=False)
     layers = quantisable(quantizer.layers())
     by_graph = {graph: frozenset(row.name for row in layers if row.graph == graph) for graph in quantizer.graphs}

@@ -1,4 +1,4 @@
-"""`edgevqa ask`: questions about a picture, answered by a bundle."""
+"""`edgevqa ask`: questions about a picture, answered by a bundle; or its label or caption, where no words are needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import typer
 
 from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
 from edgevqa.runtime.errors import ConfigError, QuestionError
-from edgevqa.runtime.images import Rgb, load_image
+from edgevqa.runtime.images import load_image
+from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.pipeline import Pipeline
+from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.pipelines.base import Answer, AnswerOptions
+from edgevqa.runtime.pipelines.pictures import Images
 
 PROMPT = "question> "
 
@@ -31,7 +34,14 @@ def ask(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file.")],
     questions: Annotated[
-        list[str] | None, typer.Argument(metavar="QUESTION", help="Without one, they are read line by line.")
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="Without one, they are read line by line, if the model needs words."),
+    ] = None,
+    more_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="IMAGE", help="A further picture that the questions are about; may be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write answers and timing as JSON.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Write each answer as it is generated.")] = False,
@@ -43,6 +53,9 @@ def ask(
     choices: Annotated[
         str | None, typer.Option(metavar="A,B", help="Answer with one of these, and score each.")
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Of a classifier: how many labels to score. Default: 5.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
     ] = None,
@@ -52,27 +65,34 @@ def ask(
 ) -> None:
     """Answer questions about a picture.
 
-    Without a question they are read from standard input, one a line, until a blank line or the end.
+    Classifiers of pictures and captioning models need no words: they answer at once. Otherwise, without a question, they are
+    read from standard input, one a line, until a blank line or the end.
 
     Example:
       edgevqa ask bundle photo.jpg "what color is the ball?" "how many dogs are there?"
       edgevqa ask bundle photo.jpg "is there a dog?" --choices yes,no --json
+      edgevqa ask bundle before.jpg --image after.jpg "what has changed?"
+      edgevqa ask classifier.bundle photo.jpg --top-k 3
+      edgevqa ask captioner.bundle photo.jpg
+      edgevqa ask captioner.bundle photo.jpg "a photo of"
+      edgevqa ask clip.bundle photo.jpg --choices "a cat,a dog,a car"
     """
     if stream and as_json:
         raise ConfigError("--stream writes text as it comes, --json one document at the end: give one of them.")
     start = time.perf_counter()
-    picture = load_image(image)
+    picture: Images = [load_image(each) for each in (image, *(more_images or []))]
     image_ms = (time.perf_counter() - start) * 1e3
     settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
     start = time.perf_counter()
     with progress_bar("Checking") as progress:
         pipeline = Pipeline.load(bundle, progress=progress, note=note, **settings)
     bundle_ms = (time.perf_counter() - start) * 1e3
-    options: AnswerOptions = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    options: AnswerOptions = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "top_k": top_k}
     if choices is not None:
         options["choices"] = choices.split(",")
     with pipeline:
-        asked = _answer_all(pipeline, picture, questions or [], options, stream=stream, quiet=as_json)
+        given = _check(pipeline.manifest, questions or [], options)
+        asked = _answer_all(pipeline, picture, given, options, stream=stream, quiet=as_json)
         spent = {"load_image": image_ms, "load_bundle": bundle_ms, **_stages(pipeline)}
     answers = [answer for answer in asked if isinstance(answer, Answer)]
     spent["total"] = image_ms + bundle_ms + sum({id(a.timing_ms): a.timing_ms["total"] for a in answers}.values())
@@ -84,12 +104,35 @@ def ask(
         raise typer.Exit(QuestionError.exit_code)
 
 
+def _check(manifest: Manifest, questions: list[str], options: AnswerOptions) -> list[str]:
+    """The questions, an empty one where the model needs none. Raises `ConfigError` for an option that is for others."""
+    if not flow_entry(manifest).answers:
+        raise ConfigError(
+            f"The model ({manifest.family}) gives arrays, no answers: edgevqa features BUNDLE IMAGE -o features.npz"
+        )
+    if options.get("top_k") is not None and not manifest.labels:
+        raise ConfigError(
+            f"--top-k is for models that choose from labels; this one ({manifest.family}) has none. Give --choices A,B,..., "
+            "which are all scored."
+        )
+    if questions and manifest.text is None:
+        note(f"note: the model ({manifest.family}) takes no words: the question has no say in the answer.")
+    return questions or ([""] if _needs_no_words(manifest, options) else [])
+
+
+def _needs_no_words(manifest: Manifest, options: AnswerOptions) -> bool:
+    """Whether there is an answer without a question. What matches texts to pictures needs one of the two: it or choices."""
+    if manifest.pipeline == "matching":
+        return options.get("choices") is not None
+    return manifest.text is None or not manifest.text.required
+
+
 def _stages(pipeline: Pipeline) -> dict[str, float]:
     return {stage: value for stage, value in pipeline.statistics.stage_ms.items() if stage != "load_image"}
 
 
 def _answer_all(
-    pipeline: Pipeline, picture: Rgb, questions: list[str], options: AnswerOptions, *, stream: bool, quiet: bool
+    pipeline: Pipeline, picture: Images, questions: list[str], options: AnswerOptions, *, stream: bool, quiet: bool
 ) -> list[Answer | _Refused]:
     """Answer the questions given, or those read from standard input; write each unless `quiet`."""
     if not questions:
@@ -104,7 +147,7 @@ def _answer_all(
 
 
 def _answer_input(
-    pipeline: Pipeline, picture: Rgb, options: AnswerOptions, *, stream: bool, quiet: bool
+    pipeline: Pipeline, picture: Images, options: AnswerOptions, *, stream: bool, quiet: bool
 ) -> list[Answer | _Refused]:
     """Answer the lines of standard input. At a terminal a wrong question is noted, and with `quiet` it is returned."""
     asked: list[Answer | _Refused] = []
@@ -125,7 +168,7 @@ def _answer_input(
     return asked
 
 
-def _stream_one(pipeline: Pipeline, picture: Rgb, question: str, options: AnswerOptions, *, named: bool) -> Answer:
+def _stream_one(pipeline: Pipeline, picture: Images, question: str, options: AnswerOptions, *, named: bool) -> Answer:
     pieces = pipeline.stream(picture, question, **options)
     sys.stdout.write(f"{question}: " if named else "")
     for piece in pieces:
@@ -159,7 +202,8 @@ def _print_answer(answer: Answer, *, named: bool, quiet: bool) -> None:
 def _confidence(answer: Answer) -> str:
     if answer.scores is None:
         return f"  (confidence {answer.confidence:.3f})"
-    return f"  ({', '.join(f'{choice} {score:.3f}' for choice, score in answer.scores.items())})"
+    between = "; " if any("," in choice for choice in answer.scores) else ", "  # ImageNet's labels list synonyms
+    return f"  ({between.join(f'{choice} {score:.3f}' for choice, score in answer.scores.items())})"
 
 
 def _print_notes(answer: Answer) -> None:

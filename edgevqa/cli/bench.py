@@ -57,8 +57,16 @@ def bench(
         print_table(("milliseconds", ">p50", ">p90", ">p99", ">lowest", ">highest"), _rows(report))
         print_text(
             f"{report.variant} on {report.backend}, {report.runs} runs after {report.warm_up_runs}; "
-            f"{report.tokens['first']} and {report.tokens['next']} tokens generated; loaded in {report.load_ms:.0f} ms"
+            f"{_tokens(report)}loaded in {report.load_ms:.0f} ms"
         )
+
+
+def _tokens(report: LatencyReport) -> str:
+    """How many were generated, of models that generate any."""
+    first, following = report.tokens["first"], report.tokens["next"]
+    decoder = report.stage_ms.get("language_decoder")
+    rate = "" if decoder is None else f", {1e3 / decoder.p50:,.0f} a second in the decoder alone"
+    return f"{first} and {following} tokens generated{rate}; " if first or following else ""
 
 
 def _rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
@@ -82,8 +90,9 @@ def _print_profile(report: ProfileReport) -> None:
     total_ms = sum(row.time_ms for row in report.layers)
     if rest:
         print_text(f"and {len(rest)} more with {sum(row.time_ms for row in rest):.3f} ms; --json writes all")
+    tokens = f" with {report.tokens} tokens" if report.tokens else ""
     print_text(
-        f"{report.variant} on {report.backend}: {total_ms:.2f} ms in layers of a first answer with {report.tokens} tokens "
+        f"{report.variant} on {report.backend}: {total_ms:.2f} ms in layers of a first answer{tokens} "
         f"(median of {report.runs}); the graphs took {sum(report.graph_ms.values()):.2f} ms while being profiled"
     )
 

@@ -24,6 +24,9 @@ def build(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes that the engines take.")] = "1,4,8",
     max_question: Annotated[int, typer.Option(metavar="N", help="Longest question in tokens. 0: the model's.")] = 0,
+    max_prompt: Annotated[
+        int, typer.Option(metavar="N", help="Longest prompt, with picture and question. 0: the model's.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer in tokens. 0: the bundle's.")] = 0,
     axis: Annotated[
         list[str] | None, typer.Option(metavar="NAME=MIN:OPT:MAX", help="Sizes of another axis; may be repeated.")
@@ -72,6 +75,7 @@ def build(
         precision=precision,
         batch=_sizes(batch),
         max_question=max_question,
+        max_prompt=max_prompt,
         max_new_tokens=max_new_tokens,
         axes=dict(parse_axis(each) for each in axis or []),
         workspace_bytes=None if workspace is None else parse_size(workspace, "--workspace"),

@@ -80,10 +80,11 @@ def _print_end(done: Calibrated, bundle: Path) -> None:
     summary = done.summary
     print_text("")
     earlier = f", {done.resumed_samples} of them in an earlier run" if done.resumed_samples else ""
-    print_text(
-        f"{summary.samples} questions about {summary.pictures} pictures of {summary.dataset}{earlier}, "
-        f"in {done.seconds:.0f} s; set {summary.sha256[:12]}"
+    words = done.bundle.manifest.text is not None
+    asked = (
+        f"{summary.samples} questions about {summary.pictures} pictures" if words else f"{summary.pictures} pictures"
     )
+    print_text(f"{asked} of {summary.dataset}{earlier}, in {done.seconds:.0f} s; set {summary.sha256[:12]}")
     note(f"Quantise it: edgevqa quantize {shlex.quote(str(bundle))} --precision int8")
 
 

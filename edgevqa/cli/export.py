@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
 from edgevqa.runtime.errors import require
 from edgevqa.runtime.manifest import GraphSpec, ParityRow, ParitySpec
@@ -78,7 +78,7 @@ def export(
         print_text(f"\nOn the board, in {output}, with TensorRT 8.6 (upgrading to JetPack 6.1 is the better way):")
         for line in trtexec_lines(exported.bundle.manifest):
             print_text(line)
-    note(f'Ask it: edgevqa ask {shlex.quote(str(output))} PICTURE "QUESTION"')
+    note(ask_line(output, exported.bundle.manifest))
 
 
 def print_exported(exported: Exported, output: Path) -> None:
@@ -119,4 +119,6 @@ def _print_end(exported: Exported, output: Path) -> None:
             f"All graphs are within {tolerance:.0e} of PyTorch; "
             f"{exported.parity.answers_identical} of {exported.parity.answers_compared} answers are identical."
         )
+        for what in exported.parity.left_out:
+            note(f"Not compared: {what}.")
     print_text(f"{output}: {size}, written in {exported.seconds:.0f} s")

@@ -12,8 +12,21 @@ from edgevqa.cli.engine_tables import inspect_engine_file, print_engines
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import load_record
-from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, ParitySpec, TensorSpec, VariantSpec
+from edgevqa.runtime.manifest import (
+    FileSpec,
+    GraphSpec,
+    ImageSpec,
+    Manifest,
+    ParitySpec,
+    TensorSpec,
+    TextSpec,
+    VariantSpec,
+)
+from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.staging import readable_bytes
+from edgevqa.runtime.text import PLAIN
+
+LABELS_SHOWN = 8
 
 
 def inspect(
@@ -59,12 +72,37 @@ def _summary(path: Path, manifest: Manifest, size_bytes: int) -> Iterator[tuple[
         yield "tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
     if manifest.image is not None:
         image = manifest.image
-        yield "picture", f"{image.width} x {image.height} pixels, {image.resample} resize"
+        yield "picture", _picture(image)
     if manifest.text is not None:
-        yield "question", f"at most {manifest.text.max_tokens} tokens, cleaning: {manifest.text.cleaning}"
+        yield "question", _question(manifest.text)
+        if manifest.text.template != PLAIN:
+            yield "template", repr(manifest.text.template)
+    for name, text in manifest.texts.items():
+        yield f"{name} text", _question(text)
     if manifest.generation is not None:
         generation = manifest.generation
-        yield "answer", f"at most {generation.max_new_tokens} tokens, {generation.num_beams} beam(s)"
+        most = "" if generation.max_context is None else f"; prompt and answer at most {generation.max_context:,}"
+        yield "answer", f"at most {generation.max_new_tokens} tokens, {generation.num_beams} beam(s){most}"
+    if manifest.labels and flow_entry(manifest).answers:
+        more = ", ..." if len(manifest.labels) > LABELS_SHOWN else ""
+        yield "labels", f"{len(manifest.labels):,}: {', '.join(manifest.labels[:LABELS_SHOWN])}{more}"
+    if manifest.matching is not None:
+        matching = manifest.matching
+        yield "matching", f"{matching.activation}({matching.scale:.6g} x cosine {matching.bias:+.6g})"
+
+
+def _picture(image: ImageSpec) -> str:
+    usual = "" if image.processor == "fixed" else "usually "
+    parts = [f"{usual}{image.width} x {image.height} pixels, {image.resample} resize"]
+    parts += [] if image.processor == "fixed" else [f"processor {image.processor}"]
+    parts += [] if image.tokens is None else [f"at most {image.tokens:,} tokens of a prompt"]
+    parts += [f"{axis} {least} to {most}" for axis, (least, _, most) in image.axes.items()]
+    return ", ".join(parts)
+
+
+def _question(text: TextSpec) -> str:
+    optional = "" if text.required else ", may be left out"
+    return f"at most {text.max_tokens} tokens, cleaning: {text.cleaning}{optional}"
 
 
 def _variant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -127,6 +165,8 @@ def _print_parity(name: str, parity: ParitySpec) -> None:
     columns = ("graph", "output", "samples", ">max abs diff", ">cosine", ">tolerance", "result")
     print_table(columns, rows, title=f"parity of {name} with eager PyTorch, on {parity.backend}")
     print_text(f"Generated answers that are identical: {parity.answers_identical} of {parity.answers_compared}")
+    for what in parity.left_out:
+        print_text(f"Not compared: {what}.")
 
 
 def _variant_bytes(variant: VariantSpec) -> int:

@@ -50,6 +50,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "edgevqa.cli.sensitivity:sensitivity", "Rank the layers by what quantising them costs."
     ),
     "ask": CommandEntry("edgevqa.cli.ask:ask", "Answer questions about a picture."),
+    "search": CommandEntry(
+        "edgevqa.cli.search:search", "Find the pictures of a folder that fit a text best, with a dual encoder such as CLIP."
+    ),
     "bench": CommandEntry("edgevqa.cli.bench:bench", "Measure latency without a data set."),
     "build": CommandEntry(
         "edgevqa.cli.build:build",
@@ -60,6 +63,10 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "compare": CommandEntry(
         "edgevqa.cli.compare:compare", "Compare precisions and backends: accuracy, latency, memory, size, energy."
+    ),
+    "features": CommandEntry(
+        "edgevqa.cli.features:features",
+        "Write an encoder's features of a picture, or the picture restored from a part of its patches."
     ),
     "graph": CommandEntry("edgevqa.cli.graph:app", "Run one graph of a bundle on given arrays."),
     "inspect": CommandEntry(

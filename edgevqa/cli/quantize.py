@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
 from edgevqa.runtime.errors import require
 
@@ -115,8 +115,7 @@ def quantize(
         return
     for variant in done.variants:
         print_variant(variant, done.float_size_bytes)
-    best = done.variants[0].name
-    note(f'Ask it: edgevqa ask {shlex.quote(str(bundle))} PICTURE "QUESTION" --precision {best}')
+    note(ask_line(bundle, done.bundle.manifest, precision=done.variants[0].name))
 
 
 def print_variant(variant: QuantizedVariant, float_size_bytes: int) -> None:

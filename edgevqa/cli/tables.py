@@ -16,19 +16,33 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JS
 def families(as_json: JsonOption = False) -> None:
     """List the model families that can be exported.
 
+    What a folder holds is told by the `model_type`, and within a family by the `architectures`, of its config.json.
+
     Example:
+      edgevqa families
       edgevqa families --json
     """
     from edgevqa.export.families import FAMILIES
 
     if as_json:
         rows = [
-            {"name": name, "summary": entry.summary, "model_types": entry.model_types, "source": entry.source}
+            {
+                "name": name,
+                "summary": entry.summary,
+                "task": entry.tasks[0] if entry.tasks else None,
+                "tasks": entry.tasks,
+                "model_types": entry.model_types,
+                "architectures": entry.architectures,
+                "source": entry.source,
+            }
             for name, entry in FAMILIES.items()
         ]
         print_json({"families": rows})
-    else:
-        print_table(("family", "what it is", "from"), [(n, e.summary, e.source) for n, e in FAMILIES.items()])
+        return
+    table = [
+        (name, entry.summary, ", ".join(entry.tasks), ", ".join(entry.model_types)) for name, entry in FAMILIES.items()
+    ]
+    print_table(("family", "what it is", "tasks", "model_type"), table)
 
 
 def targets(as_json: JsonOption = False) -> None:

@@ -1,4 +1,4 @@
-"""Pictures alone: a folder of them with a `questions.txt`, one question a line; every picture is asked every question."""
+"""Pictures alone, or with a `questions.txt`, one question a line, of which every picture is asked every one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class ImageFolder:
-    """Each picture with each question, picture by picture in the order of their names; no answers are known."""
+    """Each picture with each question, picture by picture in the order of their names.
+
+    Without questions each picture comes once, with an empty one. The answer is then the subfolder's name, as classification
+    data is kept; else none is known.
+    """
 
     def __init__(self, folder: Path, pictures: list[str], questions: list[str]) -> None:
         self.spec = str(folder)
         self._folder = folder
         self._pictures = pictures
-        self._questions = questions
+        self._questions = questions or [""]
+        self._labelled = not questions
 
     def __len__(self) -> int:
         return len(self._pictures) * len(self._questions)
@@ -31,9 +36,10 @@ class ImageFolder:
             raise IndexError(f"{self.spec} has no question {index}.")
         index %= len(self)
         picture, question = divmod(index, len(self._questions))
+        label = self._pictures[picture].rpartition("/")[0].rpartition("/")[2]
         return Sample(
             question=self._questions[question],
-            answers=[],
+            answers=[label] if label and self._labelled else [],
             question_type="all",
             image_id=self._pictures[picture],
             question_id=str(index),
@@ -47,16 +53,22 @@ class ImageFolder:
 def open_image_folder(folder: Path) -> ImageFolder:
     """Open the pictures in a folder and its subfolders; hidden ones, empty lines and repeated questions are left out.
 
-    Raises `InputError` where there is no picture or no question.
+    Raises `InputError` where there is no picture, or no question in `questions.txt`.
     """
-    questions = _read_questions(folder / QUESTIONS_NAME)
-    relative = (
-        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    pictures = sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
+    table = folder / QUESTIONS_NAME
+    questions = _read_questions(table) if table.is_file() else []
+    pictures = list_pictures(folder)
     if not pictures:
         raise InputError(f"{folder} has a {QUESTIONS_NAME}, but no picture; looked for {', '.join(SUFFIXES)}.")
     return ImageFolder(folder, pictures, questions)
+
+
+def list_pictures(folder: Path) -> list[str]:
+    """The paths of the pictures in a folder and its subfolders, relative to it, sorted; hidden ones are left out."""
+    relative = (
+        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    return sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
 
 
 def _read_questions(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from edgevqa.evaluation.datasets.annotations import is_annotation_spec, open_ann
 from edgevqa.evaluation.datasets.base import Dataset
 from edgevqa.evaluation.datasets.folder import TABLE_NAMES, open_folder
 from edgevqa.evaluation.datasets.generated_scenes import open_scenes
-from edgevqa.evaluation.datasets.image_folder import QUESTIONS_NAME, open_image_folder
+from edgevqa.evaluation.datasets.image_folder import QUESTIONS_NAME, list_pictures, open_image_folder
 from edgevqa.evaluation.datasets.single_shapes import open_single_shapes
 from edgevqa.runtime.errors import InputError
 
@@ -31,6 +31,7 @@ PATH_FORMS = (
     "FILE.json[::IMAGES_DIR] of VQA v2, TextVQA or VizWiz",
     "a folder with questions.csv or questions.jsonl (image,question,answer)",
     "a folder of pictures with questions.txt (one question a line, asked of every picture)",
+    "a folder of pictures alone, for models that need no words (a subfolder's name is the label of its pictures)",
 )
 
 
@@ -55,6 +56,6 @@ def known_forms() -> str:
 
 def _open_directory(folder: Path) -> Dataset:
     has_table = any((folder / name).is_file() for name in TABLE_NAMES)
-    if not has_table and (folder / QUESTIONS_NAME).is_file():
+    if not has_table and ((folder / QUESTIONS_NAME).is_file() or list_pictures(folder)):
         return open_image_folder(folder)
     return open_folder(folder)

@@ -97,7 +97,8 @@ def _case(forward: Forward, prompt: Prompt, embeds: Tensor, read: int, samples: 
         "attention_mask": prompt.attention_mask[:, read:],
     }
     expected: dict[str, Tensor] = {"logits": found.logits[:, -1]}
-    for number, layer in enumerate(cache.layers):
+    layers: Any = cache.layers
+    for number, layer in enumerate(layers):
         for part, states in (("key", layer.keys), ("value", layer.values)):
             unused = torch.full_like(states[:, :, :UNUSED], 50.0)
             inputs[f"past_{part}.{number}"] = torch.cat([states[:, :, :read], unused], dim=2)

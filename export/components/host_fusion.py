@@ -144,7 +144,7 @@ def fusion_plan(aware: QuestionAware, finish: Callable[[Tensor], Tensor], *, tok
 
 
 @torch.no_grad()
-def _folded(output: nn.Linear, fusion: LayerFusion) -> nn.Linear:
+def _folded(output: Any, fusion: LayerFusion) -> nn.Linear:
     """`output(x) + tanh(g) question_out_proj(x)` as one Linear: weights and biases add up."""
     gate, other = torch.tanh(fusion.question_gate), fusion.question_out_proj
     bias = torch.zeros(output.out_features) if output.bias is None else output.bias
@@ -152,7 +152,7 @@ def _folded(output: nn.Linear, fusion: LayerFusion) -> nn.Linear:
 
 
 @torch.no_grad()
-def _cut(qkv: nn.Linear) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+def _cut(qkv: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """A Linear of queries, keys and values as three."""
     biases = (None, None, None) if qkv.bias is None else qkv.bias.chunk(3)
     query, key, value = (_linear(*each) for each in zip(qkv.weight.chunk(3), biases, strict=True))

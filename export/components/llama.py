@@ -120,7 +120,8 @@ def rotary_tables(model: Any, length: int) -> tuple[Tensor, Tensor]:
     if getattr(rotary, "mrope_section", None) or "mrope" in str(getattr(model.config, "rope_parameters", "")):
         positions = positions.expand(3, 1, -1)
     cosines, sines = rotary(torch.zeros(1, dtype=torch.float32), positions)
-    return tuple(table.reshape(-1, length, table.shape[-1])[0].clone() for table in (cosines, sines))  # type: ignore[return-value]
+    cosines, sines = (table.reshape(-1, length, table.shape[-1])[0].clone() for table in (cosines, sines))
+    return cosines, sines
 
 
 def rotate(states: Tensor, rotation: KeyValue) -> Tensor:

@@ -23,6 +23,7 @@ from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.machine import Machine, read_machine
 from edgevqa.runtime.manifest import EngineSet, Manifest, VariantSpec
 from edgevqa.runtime.paths import cache_dir
+from edgevqa.runtime.questions import Questions
 
 Report = Callable[[str, int, int], None]
 _PREFERENCE = ("mixed", "int8", "fp16", "fp32")
@@ -54,7 +55,8 @@ def build(bundle_path: str | Path, options: BuildOptions, *, report: Report | No
     toolkit = load_toolkit(options.row)
     refuse_impossible(options, toolkit)
     check_budget(spec.graphs, spec.numerics, options.memory_budget_bytes)
-    ranges = axis_ranges(bundle.manifest, spec.graphs, options)
+    main = Questions.of(bundle).main
+    ranges = axis_ranges(bundle.manifest, spec.graphs, options, template=None if main is None else main.template_tokens)
     profiles = {name: graph_profiles(name, graph, ranges) for name, graph in spec.graphs.items()}
     bundle.require_files(variant)
     machine = read_machine()

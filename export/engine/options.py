@@ -18,8 +18,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How engines are built.
 
     `precision` is a precision or a variant of the bundle; None takes the best that the bundle has for the target.
-    `batch` lists sizes: each engine gets a profile for one row, and one that spans them. `max_question` (tokens) and
-    `max_new_tokens` (slots of the key-value cache) are the bundle's where 0. `axes` gives (least, usual, most) for axes
+    `batch` lists sizes: each engine gets a profile for one row, and one that spans them. `max_question`,
+    `max_new_tokens` and, of models whose decoder reads the whole prompt, `max_prompt` (picture and question together) are
+    counts of tokens, and the bundle's where 0. `axes` gives (least, usual, most) for axes
     by name. `workspace_bytes` is TensorRT's own pool, `memory_budget_bytes` what the building process may take in all.
     `compute_capabilities` ("8.9") are for TensorRT-RTX, which builds for GPUs that are not there.
     """
@@ -28,6 +29,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: str | None = None
     batch: tuple[int, ...] = (1, 4, 8)
     max_question: int = 0
+    max_prompt: int = 0
     max_new_tokens: int = 0
     axes: dict[str, tuple[int, int, int]] = {}
     workspace_bytes: int | None = None
@@ -49,8 +51,10 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise InputError(f"Target '{self.target}' has no engines to build: {reason}.")
         if not self.batch or min(self.batch) < 1:
             raise InputError(f"--batch {','.join(map(str, self.batch))}: expected sizes of 1 or more, such as 1,4,8.")
-        if min(self.max_question, self.max_new_tokens) < 0:
-            raise InputError("--max-question and --max-new-tokens are counts of tokens; expected 1 or more.")
+        if min(self.max_question, self.max_prompt, self.max_new_tokens) < 0:
+            raise InputError(
+                "--max-question, --max-prompt and --max-new-tokens are counts of tokens; expected 1 or more."
+            )
         level = self.optimization_level
         if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
             raise InputError(f"--optimization-level {level}: expected 0 (quick build) to {MAX_OPTIMIZATION_LEVEL}.")

@@ -4,37 +4,116 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from edgevqa.export.engine.options import BuildOptions
+from edgevqa.runtime.axes import USUAL_QUESTION, Range, encoder_keys, picture_tokens, question_words, reads_prompts
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import GraphSpec, Manifest, TensorSpec
 
-Range = tuple[int, int, int]
-USUAL_QUESTION = 12  # tokens of a usual question: what the middle of a profile is tuned for
+Axes = Mapping[str, Range]
+_TOKEN: Axes = {"length": (1, 1, 1), "slots": (1, 1, 1)}
+_MARGIN = 8  # tokens by which a template may grow with a question in it
 
 
-def axis_ranges(manifest: Manifest, graphs: Mapping[str, GraphSpec], options: BuildOptions) -> list[dict[str, Range]]:
+def axis_ranges(
+    manifest: Manifest, graphs: Mapping[str, GraphSpec], options: BuildOptions, *, template: int | None = None
+) -> list[dict[str, Range]]:
     """Least, usual and most of every axis, one dictionary a profile: one row first, then the batches.
 
-    `keys` are the image's tokens and the question's words. The cache's `capacity` has one size: its slots are written
-    in place. Raises `InputError` where an option is beyond what the model takes.
+    Decoders that read prompts in chunks (the axis `length`) have these two for single tokens, then one for the part of a
+    prompt with the picture, and one for batches of questions. `template` is the number of tokens around picture and question;
+    where it is None, room is made for the most that there can be. The cache's `capacity` has one size: its slots are written
+    in place. Further axes are those of `manifest.image.axes` and of the options. Raises `InputError` where an option is
+    beyond what the model takes.
     """
     words = _words(manifest, options)
     shared: dict[str, Range] = {"words": words}
-    tokens = _image_tokens(graphs)
-    if tokens is not None:
-        shared["keys"] = (tokens + words[0], tokens + words[1], tokens + words[2])
-    slots = options.max_new_tokens or (manifest.generation.max_new_tokens if manifest.generation else 1)
+    keys = encoder_keys(manifest, graphs, words)
+    if keys is not None:
+        shared["keys"] = keys
+    prompt = _prompt(manifest, graphs, options, words, template)
+    slots = prompt.most + prompt.new_tokens
     shared["capacity"] = (slots, slots, slots)
-    sizes = sorted(set(options.batch))
+    given = {**({} if manifest.image is None else manifest.image.axes), **options.axes}
     profiles: list[dict[str, Range]] = []
+    sizes = sorted(set(options.batch))
+    one, many = _rows(1, 1), _rows(sizes[len(sizes) // 2], sizes[-1])
     if 1 in sizes:
-        profiles.append({**shared, "batch": (1, 1, 1), "image": (1, 1, 1), **options.axes})
+        profiles.append({**shared, **_TOKEN, **one, **given})
     if sizes[-1] > 1:
-        usual = sizes[len(sizes) // 2]
-        batch = (1, usual, sizes[-1])
-        profiles.append({**shared, "batch": batch, "image": batch, **options.axes})
+        profiles.append({**shared, **_TOKEN, **many, **given})
+    if prompt.picture:
+        first: Axes = {"length": (1, prompt.first, prompt.most), "slots": (1, prompt.picture, prompt.slots)}
+        profiles.append({**shared, **one, **first, **given})
+        rest: Axes = {"length": (1, min(USUAL_QUESTION, prompt.rest), prompt.rest)}
+        profiles += [{**shared, **_TOKEN, **many, **rest, **given}] if sizes[-1] > 1 else []
     return profiles
+
+
+class _Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that a decoder reads before it answers: in all, usually up to the picture's end, and at most after it.
+
+    `picture` are the most that a picture takes, and `slots` all pictures; 0 where the decoder reads single tokens alone.
+    """
+
+    most: int
+    new_tokens: int
+    first: int = 0
+    rest: int = 0
+    picture: int = 0
+    slots: int = 0
+
+
+def _prompt(
+    manifest: Manifest,
+    graphs: Mapping[str, GraphSpec],
+    options: BuildOptions,
+    words: Range,
+    template: int | None,
+) -> _Prompt:
+    new_tokens = options.max_new_tokens or (manifest.generation.max_new_tokens if manifest.generation else 1)
+    if not any("length" in tensor.shape for graph in graphs.values() for tensor in graph.inputs):
+        if options.max_prompt:
+            raise InputError(
+                "--max-prompt is for models whose decoder reads pictures and prompts; this one's does not."
+            )
+        return _Prompt(most=words[2] if reads_prompts(graphs) else 0, new_tokens=new_tokens)
+    picture = picture_tokens(manifest, graphs)
+    if picture is None:
+        raise InputError(
+            "The manifest tells no 'image.tokens', the most that a picture takes. Export the bundle again."
+        )
+    around = _template_tokens(manifest) if template is None else template + _MARGIN
+    most = options.max_prompt or picture + around + words[2]
+    if manifest.image is not None and manifest.image.processor == "fixed" and most <= picture:
+        raise InputError(f"--max-prompt {most}: a picture alone takes {picture} tokens of a prompt.")
+    longest = manifest.generation.max_context if manifest.generation else None
+    if longest is not None and most + new_tokens > longest:
+        if options.max_prompt or new_tokens >= longest:
+            raise InputError(
+                f"A prompt of {most} tokens (--max-prompt) and an answer of {new_tokens} (--max-new-tokens) are more than the "
+                f"{longest} that the model takes together."
+            )
+        most = longest - new_tokens
+    picture = min(picture, most)
+    slots = most if options.max_prompt else picture  # a longer prompt may have several pictures
+    rest = min(around + words[2], most)
+    return _Prompt(
+        most=most, new_tokens=new_tokens, first=min(picture + around, most), rest=rest, picture=picture, slots=slots
+    )
+
+
+def _template_tokens(manifest: Manifest) -> int:
+    """The most tokens that there can be around picture and question: one for every byte."""
+    text = "" if manifest.text is None else manifest.text.template
+    return len(text.encode()) + _MARGIN
+
+
+def _rows(usual: int, most: int) -> dict[str, Range]:
+    rows = (1, usual, most)
+    return {"batch": rows, "image": rows}
 
 
 def graph_profiles(name: str, graph: GraphSpec, ranges: Sequence[Mapping[str, Range]]) -> list[Profile]:
@@ -62,18 +141,19 @@ def _shape_range(graph: str, tensor: TensorSpec, axes: Mapping[str, Range]) -> S
     return ShapeRange(min=[a for a, _, _ in sides], opt=[b for _, b, _ in sides], max=[c for _, _, c in sides])
 
 
+def widest(profiles: Sequence[Profile]) -> Profile:
+    """One profile that holds all of them, tuned for what the last is tuned for."""
+    joined: Profile = {}
+    for name, last in profiles[-1].items():
+        sides = [profile[name] for profile in profiles]
+        least = [min(sizes) for sizes in zip(*(side.min for side in sides), strict=True)]
+        most = [max(sizes) for sizes in zip(*(side.max for side in sides), strict=True)]
+        joined[name] = ShapeRange(min=least, opt=last.opt, max=most)
+    return joined
+
+
 def _words(manifest: Manifest, options: BuildOptions) -> Range:
-    most = manifest.text.max_tokens if manifest.text else 1
-    asked = options.max_question or most
+    asked, most = options.max_question, question_words(manifest)[2]
     if asked > most:
         raise InputError(f"--max-question {asked}: the model takes questions of at most {most} tokens.")
-    return 1, min(USUAL_QUESTION, asked), asked
-
-
-def _image_tokens(graphs: Mapping[str, GraphSpec]) -> int | None:
-    """Tokens of a picture in the language model, where a graph takes them."""
-    for graph in graphs.values():
-        for tensor in graph.inputs:
-            if tensor.name == "image_embeds" and len(tensor.shape) == 3 and isinstance(tensor.shape[1], int):
-                return tensor.shape[1]
-    return None
+    return question_words(manifest, asked)

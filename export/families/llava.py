@@ -109,7 +109,7 @@ def image_tokens(model: Any) -> int:
     """Embeddings of a picture: patches, and the class token where it is not dropped."""
     vision = model.config.vision_config
     first = 0 if model.config.vision_feature_select_strategy == "default" else 1
-    return (vision.image_size // vision.patch_size) ** 2 + first
+    return int(vision.image_size // vision.patch_size) ** 2 + first
 
 
 def vision_plan(inner: Any) -> GraphPlan:

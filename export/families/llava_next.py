@@ -25,7 +25,7 @@ from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Samp
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import ImageSpec
 from edgevqa.runtime.preprocessing import Prepared, prepare
-from edgevqa.runtime.preprocessing.anyres import AnyresSettings, most_slots
+from edgevqa.runtime.preprocessing.anyres import AnyresSettings, most_slots, most_tiles
 
 
 class PackedProjector(nn.Module):
@@ -97,6 +97,7 @@ def _image_spec(source: Source, model: Any) -> ImageSpec:
         processor="anyres",
         settings=msgspec.to_builtins(settings),
         tokens=most_slots(settings, tile),
+        axes={"image": (1, most_tiles(settings, tile), most_tiles(settings, tile))},
         **values(processor),
     )
 

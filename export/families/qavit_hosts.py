@@ -98,7 +98,7 @@ class QAViTHost:
         model = aware.model
         size, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
         tokens = (size // model.config.vision_config.patch_size) ** 2 + 1
-        encoder = QuestionEmbedding(aware.tower.embeddings)
+        encoder: nn.Module = QuestionEmbedding(aware.tower.embeddings)
         if aware.tower.encoder is not None:
             encoder = QuestionEncoder(model.language_model, None)
         rest = {name: plan for name, plan in self.host.plans(_host(loaded)).items() if name != VISION}
@@ -161,7 +161,8 @@ class QAViTHost:
 class QAViTLlava(QAViTHost):
     """The family `qavit_llava`."""
 
-    host_type, host = "llava", Llava()
+    host_type = "llava"
+    host = Llava()
 
     def tower(self, model: Any) -> Tower:
         layer = model.config.vision_feature_layer
@@ -194,7 +195,8 @@ class QAViTLlava(QAViTHost):
 class QAViTBlip2(QAViTHost):
     """The family `qavit_blip2`."""
 
-    host_type, host = "blip-2", Blip2()
+    host_type = "blip-2"
+    host: ClassVar[Family] = Blip2()
 
     def tower(self, model: Any) -> Tower:
         layers, language = model.vision_model.encoder.layers, model.language_model
@@ -225,7 +227,8 @@ class QAViTBlip2(QAViTHost):
 class QAViTInstructBlip(QAViTBlip2):
     """The family `qavit_instructblip`."""
 
-    host_type, host = "instructblip", InstructBlip()
+    host_type = "instructblip"
+    host = InstructBlip()
 
     def generate(self, loaded: Loaded, asked: Asked) -> Tensor:
         read = torch.tensor([open_tokenizer(loaded.texts[QFORMER]).question(asked.question).ids])

@@ -199,7 +199,7 @@ def projector_plan(visual: Any, settings: PatchSettings) -> GraphPlan:
 
 
 def generate(loaded: Loaded, prepared: Prepared, ids: Sequence[int]) -> Tensor:
-    """The eager model's answer (1, length); a penalty on repetitions, which some checkpoints name, is left out."""
+    """The eager model's answer (1, length)."""
     frames, high, wide = prepared.grid or (0, 0, 0)
     merge = settings_of(loaded.required_image).merge
     token = loaded.model.config.image_token_id
@@ -211,6 +211,5 @@ def generate(loaded: Loaded, prepared: Prepared, ids: Sequence[int]) -> Tensor:
         pixel_values=torch.from_numpy(prepared.inputs["pixel_values"]),
         image_grid_thw=torch.tensor([[frames, high * merge, wide * merge]]),
         mm_token_type_ids=(prompt == token).int(),
-        repetition_penalty=1.0,
     )
     return found[:, prompt.shape[1] :]

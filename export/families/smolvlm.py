@@ -238,11 +238,11 @@ def projector_plan(inner: Any) -> GraphPlan:
 
 
 def generate(loaded: Loaded, prepared: Prepared, ids: Sequence[int]) -> Tensor:
-    """The eager model's answer (1, length); a penalty on repetitions, which some checkpoints name, is left out."""
+    """The eager model's answer (1, length)."""
     prompt = expand(ids, prepared, image_token=loaded.model.config.image_token_id, slots=0)
     pixels = _pixels(prepared)[None]  # (1, tiles, 3, side, side)
     mask = torch.ones_like(prompt)
-    found = greedy(loaded.model, input_ids=prompt, attention_mask=mask, pixel_values=pixels, repetition_penalty=1.0)
+    found = greedy(loaded.model, input_ids=prompt, attention_mask=mask, pixel_values=pixels)
     return found[:, prompt.shape[1] :]
 
 

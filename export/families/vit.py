@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ViTForImageClassification, ViTModel
 
+from edgevqa.export.components.vit import vit_states
 from edgevqa.export.pretrained import architecture, load_pretrained, model_info, source_spec
 from edgevqa.export.processors import fixed_image_spec
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
@@ -34,7 +35,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values).logits
+        logits: Tensor = self.model.classifier(vit_states(self.model.vit, pixel_values)[:, 0])
         return logits
 
 
@@ -46,8 +47,7 @@ class States(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        states: Tensor = self.model(pixel_values).last_hidden_state
-        return states
+        return vit_states(self.model, pixel_values)
 
 
 class ViT:

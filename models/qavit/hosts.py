@@ -84,6 +84,11 @@ class Projections(nn.Module):
             return query, key, value
         return self.attention.q_proj(states), self.attention.k_proj(states), self.attention.v_proj(states)
 
+    def split(self, states: Tensor) -> Tensor:
+        """(batch, tokens, width) to (batch, heads, tokens, head)."""
+        heads: Tensor = states.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
+
 
 class FusedAttention(nn.Module):
     """The host's attention with the question's tokens before its keys and values; only image tokens query.
@@ -101,7 +106,7 @@ class FusedAttention(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         """As the attention of transformers: the states first, weights of attention (None) second."""
         query, key, value = self.inner.project(hidden_states)
-        mask = None
+        mask: Tensor | None = None
         if self.asked is not None:
             states, question_mask = self.asked
             _, first_key, first_value = self.inner.project(self.fusion.question_reducer(states))
@@ -110,9 +115,9 @@ class FusedAttention(nn.Module):
             value = torch.cat([first_value.expand(batch, -1, -1), value], dim=1)
             image = torch.ones(len(question_mask), hidden_states.shape[1], dtype=torch.bool)
             mask = torch.cat([question_mask.bool(), image], dim=1)[:, None, None, :]
-        split = (each.unflatten(-1, (self.inner.heads, -1)).transpose(1, 2) for each in (query, key, value))
-        mixed = nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=self.inner.scale)
-        mixed = mixed.transpose(1, 2).flatten(2)
+        query, key, value = (self.inner.split(each) for each in (query, key, value))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.inner.scale)
+        mixed = attended.transpose(1, 2).flatten(2)
         out: Tensor = self.inner.output(mixed)
         if self.asked is not None:
             out = out + self.fusion.question_out_proj(mixed) * torch.tanh(self.fusion.question_gate)

@@ -13,16 +13,24 @@ from edgevqa.runtime.pipelines.base import Flow, PipelineOptions
 
 
 class FlowEntry(msgspec.Struct, frozen=True):
-    """Where a flow's class lives (`module:class`), and what its tokens mean: a kind of `runtime/codecs.py`."""
+    """Where a flow's class lives (`module:class`), and what its tokens mean: a kind of `runtime/codecs.py`.
+
+    `answers` is False where what it says is no answer that could be right or wrong. `stages` are told apart in times beside
+    the graphs.
+    """
 
     location: str
     codec: str
+    answers: bool = True
+    stages: tuple[str, ...] = ()
 
 
 FLOWS: dict[str, FlowEntry] = {
     "encoder_decoder": FlowEntry("edgevqa.runtime.pipelines.encoder_decoder:EncoderDecoderFlow", "text"),
-    "decoder_only": FlowEntry("edgevqa.runtime.pipelines.decoder_only:DecoderOnlyFlow", "text"),
+    "decoder_only": FlowEntry("edgevqa.runtime.pipelines.decoder_only:DecoderOnlyFlow", "text", stages=("prefill",)),
     "classification": FlowEntry("edgevqa.runtime.pipelines.classification:ClassificationFlow", "label"),
+    "matching": FlowEntry("edgevqa.runtime.pipelines.matching:MatchingFlow", "caption"),
+    "features": FlowEntry("edgevqa.runtime.pipelines.features:FeaturesFlow", "label", answers=False),
 }
 
 
@@ -34,6 +42,11 @@ def flow_entry(manifest: Manifest) -> FlowEntry:
             "Upgrade edgevqa."
         )
     return FLOWS[manifest.pipeline]
+
+
+def stages_of(manifest: Manifest, variant: str) -> list[str]:
+    """What the times of an answer are told of: the variant's graphs, and the flow's further stages."""
+    return [*flow_entry(manifest).stages, *manifest.variants[variant].graphs]
 
 
 def make_flow(graphs: Graphs, manifest: Manifest, options: PipelineOptions) -> Flow:

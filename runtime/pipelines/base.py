@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edgevqa.runtime.decoding import Generated
 from edgevqa.runtime.errors import ConfigError
@@ -41,7 +43,7 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     check: bool = True
     provider_options: dict[str, str] = {}
     trunk_cache_mb: int = 64
-    prefix_cache_mb: int = 256
+    prefix_cache_mb: int = 512
     question_cache_mb: int = 16
     max_batch: int = 8
     max_pixels: int = MAX_PIXELS
@@ -119,12 +121,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Picture(msgspec.Struct, frozen=True):
     """A decoded picture and the key of its content.
 
-    In `memo` a flow may leave what it computed, so that one call computes it once even when no cache keeps it.
+    In `memo` a flow may leave what it computed, so that one call computes it once even when no cache keeps it. `parts` are
+    the pictures of a question about several; `rgb` is then the first one's, and `key` that of all.
     """
 
     rgb: Rgb
     key: bytes
     memo: dict[str, Any] = {}
+    parts: tuple[Picture, ...] = ()
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -153,7 +157,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `log_probability` is the mean over the answer's tokens, the end token included where it was generated. `confidence`
     is its exponential, in (0, 1]; with choices it is the score of the one chosen. `scores` gives every choice its share
-    (they add up to 1), or a classifier's likeliest labels theirs, and is None where there is neither.
+    (they add up to 1, or are each choice's own probability of models such as SigLIP), a classifier's likeliest labels
+    theirs, or "yes" and "no"; it is None where there is none of these.
     `truncated_question` tells that the end of the question was cut, `unknown_tokens` how many of its tokens the
     vocabulary lacks. `timing_ms` are the milliseconds a stage took for the batch that this answer came from, with `total`.
     """
@@ -183,6 +188,31 @@ class Flow(Protocol):
     def clear_caches(self) -> None:
         """Forget every image and question."""
         ...
+
+
+@runtime_checkable
+class EmbeddingFlow(Protocol):
+    """A flow that can give a picture and a text a place in one space, where `embeds` is true."""
+
+    embeds: bool
+
+    def embed_images(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Normalised embeddings, (pictures, width), or (pictures, vectors, width) of models that see several."""
+        ...
+
+    def embed_texts(self, questions: Sequence[Question]) -> NDArray[np.float32]:
+        """Normalised embeddings, (texts, width)."""
+        ...
+
+
+def embedding_flow(flow: Flow) -> EmbeddingFlow:
+    """The flow as one that embeds. Raises `ConfigError` for a model that has no embeddings."""
+    if isinstance(flow, EmbeddingFlow) and flow.embeds:
+        return flow
+    raise ConfigError(
+        "The bundle's model has no embeddings of pictures and texts that could be compared. Take a dual encoder, such as "
+        "CLIP or SigLIP (`edgevqa families` lists what can be exported)."
+    )
 
 
 def _whole(value: Any) -> int | None:

@@ -11,7 +11,7 @@ from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.pipelines.base import Outcome, Pair, PipelineOptions, Request
-from edgevqa.runtime.preprocessing import prepare
+from edgevqa.runtime.preprocessing import collate, prepare
 from edgevqa.runtime.text import pad_ids
 
 CLASSIFIER = "classifier"
@@ -33,8 +33,7 @@ class ClassificationFlow:
     def answer(self, pairs: Sequence[Pair], request: Request) -> list[Outcome]:
         """The likeliest label of every pair, and the scores of the likeliest `top_k`, or of the choices."""
         with self._graphs.statistics.timed("preprocess"):
-            prepared = [prepare(pair.picture.rgb, self._image).inputs for pair in pairs]
-        inputs = {name: np.concatenate([each[name] for each in prepared]) for name in prepared[0]}
+            inputs = collate([prepare(pair.picture.rgb, self._image) for pair in pairs])
         if self._reads:
             ids = [pair.question.ids for pair in pairs]
             inputs["input_ids"], inputs["attention_mask"] = pad_ids(ids, self._pad)

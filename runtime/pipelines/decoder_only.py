@@ -8,19 +8,22 @@ import msgspec
 import numpy as np
 
 from edgevqa.runtime.caches import KeyValueCache, LruCache, make_cache
-from edgevqa.runtime.decoding import Generated, Integers, Limits, greedy_steps, score_answers, search
+from edgevqa.runtime.decoding import Decoder, Generated, Integers, Limits, greedy_steps, score_answers, search
 from edgevqa.runtime.errors import BundleError, ConfigError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.penalty import PenalizedDecoder
 from edgevqa.runtime.pipelines.base import Outcome, Pair, PipelineOptions, Request
 from edgevqa.runtime.pipelines.image_side import ImageSide
 from edgevqa.runtime.pipelines.positions import place
-from edgevqa.runtime.pipelines.values import MIB, Value, host, size_bytes
+from edgevqa.runtime.pipelines.values import MIB, Value, host, repeat, size_bytes
 from edgevqa.runtime.preprocessing import Prepared
 from edgevqa.runtime.sessions.base import Array
 from edgevqa.runtime.text import pad_ids
 
 DECODER = "language_decoder"
+PREFILL = "prefill"
+"""The stage in which the decoder reads prompts; as `language_decoder` the time of single tokens is counted."""
 _PREFIX_CACHE_ITEMS = 256
 
 
@@ -89,14 +92,21 @@ class DecoderOnlyFlow:
         scored: list[list[Generated]] = [[] for _ in pairs]
         for first in range(0, len(answers), width):
             part = answers[first : first + width]
-            decoder = self._decoder(pairs, len(part), longest)
+            decoder = self._prompted(pairs, len(part), longest)  # given answers are scored without a penalty
             found = score_answers(decoder, part * len(pairs), Limits.of(self._generation, longest))
             for number, row in enumerate(scored):
                 row += found[number * len(part) : (number + 1) * len(part)]
         return [Outcome(generated=max(row, key=_likelihood), choices=tuple(row)) for row in scored]
 
-    def _decoder(self, pairs: Sequence[Pair], copies: int, steps: int) -> PromptedDecoder:
+    def _decoder(self, pairs: Sequence[Pair], copies: int, steps: int) -> Decoder:
         """A decoder that has read every prompt, with `copies` rows for each."""
+        decoder, penalty = self._prompted(pairs, copies, steps), self._generation.repetition_penalty
+        if penalty == 1.0:
+            return decoder
+        prompts = [pair.question.ids for pair in pairs for _ in range(copies)]
+        return PenalizedDecoder(decoder, penalty, prompts, starts=False)
+
+    def _prompted(self, pairs: Sequence[Pair], copies: int, steps: int) -> PromptedDecoder:
         prefixes, rests = self._prefixes_of(pairs)
         longest = max(prefix.length for prefix in prefixes)
         ids, mask = pad_ids(rests, self._generation.pad_token_id, left=True)
@@ -139,7 +149,7 @@ class DecoderOnlyFlow:
         slots = (self._image_token,) * embeds.shape[1] if prepared.expansion is None else prepared.expansion
         ids = [each for token in head for each in (slots if token == self._image_token else (token,))]
         wide = len(self._graphs.input(DECODER, "position_ids").shape) == 3
-        positions, following = place(ids, self._image_token, prepared.grid if wide else None)
+        positions, following = place(ids, self._image_token, prepared.grids if wide else ())
         state = _Rows(self._graphs, 1, self._capacity(1))
         tokens = np.array([ids], dtype=np.int64)
         chunk = _Chunk(tokens, np.ones_like(tokens), positions[:, None] if wide else positions)
@@ -195,7 +205,7 @@ class _Rows:
         self.seen[:, first:stop] = mask[:, : stop - first]
         self._written.append(states)
 
-    def feed(self, chunk: _Chunk, images: Images | None = None) -> Array:
+    def feed(self, chunk: _Chunk, images: Images | None = None, *, stage: str = PREFILL) -> Array:
         """Read a chunk; returns the logits after its last token, (rows, vocab)."""
         positions = chunk.positions
         if len(self._inputs["position_ids"].shape) == 3 and positions.ndim == 2:
@@ -210,7 +220,7 @@ class _Rows:
             "attention_mask": chunk.mask,
             **self.cache.inputs(),
         }
-        self.last = {**self.graphs.run(DECODER, inputs)}
+        self.last = {**self.graphs.run(DECODER, inputs, stage=stage)}
         self.put(self.last, chunk.mask)
         return host(self.last["logits"])
 
@@ -231,9 +241,7 @@ class _Rows:
         for states in self._written:
             names = [name for name in states if name.startswith(("new_key.", "new_value."))]
             length, first = states[names[0]].shape[2], wide.cache.length
-            wide.put(
-                {name: np.repeat(host(states[name]), copies, axis=0) for name in names}, mask[:, first : first + length]
-            )
+            wide.put({name: repeat(states[name], copies) for name in names}, mask[:, first : first + length])
         wide.next_positions = np.repeat(self.next_positions, copies)
         return wide
 
@@ -253,7 +261,7 @@ class PromptedDecoder:
             return first
         state = self._state
         ones = np.ones((self.rows, 1), dtype=np.int64)
-        logits = state.feed(_Chunk(tokens[:, None], ones, state.next_positions[:, None]))
+        logits = state.feed(_Chunk(tokens[:, None], ones, state.next_positions[:, None]), stage=DECODER)
         state.next_positions = state.next_positions + 1
         return logits
 

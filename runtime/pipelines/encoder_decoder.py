@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from edgevqa.runtime.caches import KeyValueCache, make_cache
-from edgevqa.runtime.decoding import Generated, Integers, Limits, greedy_steps, search
+from edgevqa.runtime.decoding import Decoder, Generated, Integers, Limits, greedy_steps, search
 from edgevqa.runtime.decoding import score_answers as score
 from edgevqa.runtime.errors import BundleError, ConfigError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.penalty import PenalizedDecoder
 from edgevqa.runtime.pipelines.base import Outcome, Pair, PipelineOptions, Request
 from edgevqa.runtime.pipelines.image_side import ImageSide, question_inputs
 from edgevqa.runtime.pipelines.values import Value, repeat
@@ -51,7 +52,7 @@ class EncoderDecoderFlow:
     def stream(self, pair: Pair, request: Request) -> Iterator[Outcome]:
         """Greedy decoding: what has been generated so far, after every token."""
         prompt = self._prompt(pair)
-        decoder = self._decoder(self._encode([pair]), [prompt], 1, request.max_new_tokens)
+        decoder = self._penalized(self._decoder(self._encode([pair]), [prompt], 1, request.max_new_tokens))
         tokens: tuple[int, ...] = ()
         total = 0.0
         for token, gained in greedy_steps(decoder, self._limits(request.max_new_tokens)):
@@ -69,7 +70,7 @@ class EncoderDecoderFlow:
         encoded = self._encode(pairs)
         if request.choices:
             return self._score(encoded, prompts, request)
-        decoder = self._decoder(encoded, prompts, request.num_beams, request.max_new_tokens)
+        decoder = self._penalized(self._decoder(encoded, prompts, request.num_beams, request.max_new_tokens))
         limits = self._limits(request.max_new_tokens)
         found = search(decoder, limits, num_beams=request.num_beams, length_penalty=self._generation.length_penalty)
         return [Outcome(generated=each, prompt=prompt) for each, prompt in zip(found, prompts, strict=True)]
@@ -107,6 +108,11 @@ class EncoderDecoderFlow:
         given = np.array([prompt for prompt in prompts for _ in range(copies)], dtype=np.int64).reshape(rows, -1)
         return GraphDecoder(self._graphs, context, cache, given)
 
+    def _penalized(self, decoder: GraphDecoder) -> Decoder:
+        """The decoder that generates freely; given answers are scored without a penalty."""
+        penalty = self._generation.repetition_penalty
+        return decoder if penalty == 1.0 else PenalizedDecoder(decoder, penalty, decoder.prompts, starts=True)
+
     def _capacity(self, steps: int) -> int:
         """Slots for `steps` tokens: as many, or what the graph was built with."""
         axis = self._graphs.input(DECODER, "past_key.0").shape[2]
@@ -128,6 +134,7 @@ class GraphDecoder:
         self._graphs = graphs
         self._context = context
         self._cache = cache
+        self.prompts: list[list[int]] = prompts.tolist()
         self._prompts: Integers | None = prompts
 
     def step(self, tokens: Integers) -> Array:

@@ -12,6 +12,7 @@ from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import ImageSpec, Manifest
 from edgevqa.runtime.pipelines.base import Pair, Picture, PipelineOptions
+from edgevqa.runtime.pipelines.pictures import join_prepared
 from edgevqa.runtime.pipelines.values import MIB, Value, host, join, recall, size_bytes, split
 from edgevqa.runtime.preprocessing import Prepared, prepare
 from edgevqa.runtime.sessions.base import Tensor
@@ -54,6 +55,7 @@ class ImageSide:
             raise BundleError("The manifest lacks 'image', which this pipeline needs. Export the bundle again.")
         self._graphs, self._statistics = graphs, graphs.statistics
         self._image: ImageSpec = manifest.image
+        self._image_token = -1 if manifest.text is None else manifest.text.image_token_id or -1
         self._pad = manifest.texts["fusion"].pad_token_id if "fusion" in manifest.texts else _pad_of(manifest)
         self._pad_qformer = manifest.texts["qformer"].pad_token_id if "qformer" in manifest.texts else 0
         stages = [name for name in STAGES if name in graphs]
@@ -110,6 +112,8 @@ class ImageSide:
 
     def _look(self, pictures: Sequence[Picture]) -> list[Seen]:
         """Run what does not depend on the question: in one batch where all pictures have one shape, else one by one."""
+        if any(picture.parts for picture in pictures):
+            return [self._together(each) if each.parts else self._look([each])[0] for each in pictures]
         with self._statistics.timed("preprocess"):
             prepared = [prepare(picture.rgb, self._image) for picture in pictures]
         told = [msgspec.structs.replace(each, inputs={}) for each in prepared]  # the pixels are not kept
@@ -120,6 +124,18 @@ class ImageSide:
         batch = {name: np.concatenate([each.inputs[name] for each in prepared]) for name in names}
         rows = {name: split(value) for name, value in self._run(self._once, batch).items()}
         return [Seen({name: row[number] for name, row in rows.items()}, each) for number, each in enumerate(told)]
+
+    def _together(self, picture: Picture) -> Seen:
+        """Several pictures as one that has the embeddings of all."""
+        rows = self.see(picture.parts)
+        seen = [rows[part.key] for part in picture.parts]
+        embeds = [host(each.values[OUTPUT]) for each in seen]
+        prepared = join_prepared(
+            [(each.prepared, value.shape[1]) for each, value in zip(seen, embeds, strict=True)],
+            separator=self._image.separator or (),
+            image_token=self._image_token,
+        )
+        return Seen({OUTPUT: np.concatenate(embeds, axis=1)}, prepared)
 
     def _ask(self, pairs: Sequence[Pair], seen: Mapping[bytes, Seen]) -> dict[str, Value]:
         """Run what depends on the question, for all pairs at once."""

@@ -47,8 +47,9 @@ def repeat(value: Value, copies: int) -> Value:
 
 
 def size_bytes(value: Value) -> int:
-    """Bytes of a kept value; device tensors tell no dtype, so 4 bytes a number are assumed for them."""
-    return value.nbytes if isinstance(value, np.ndarray) else math.prod(value.shape) * 4
+    """Bytes of a kept value; 4 a number are assumed where a tensor does not tell."""
+    told = getattr(value, "nbytes", None)
+    return told if isinstance(told, int) else math.prod(value.shape) * 4
 
 
 def recall(

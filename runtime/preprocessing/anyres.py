@@ -91,6 +91,11 @@ def most_slots(settings: AnyresSettings, tile: Size) -> int:
     return max(area + rows * columns * area + rows * settings.patches for rows, columns in grids)
 
 
+def most_tiles(settings: AnyresSettings, tile: Size) -> int:
+    """The most tiles that a picture is cut into, the whole picture among them."""
+    return 1 + max((height // tile[0]) * (width // tile[1]) for height, width in settings.grid_pinpoints)
+
+
 def _unpadded(index: NDArray[np.int64], size: Size) -> NDArray[np.int64]:
     """What is left of a grid (rows, columns) without the patches that hold only padding."""
     rows, columns = index.shape

@@ -44,7 +44,7 @@ def preprocess(rgb: Rgb, spec: ImageSpec) -> NDArray[np.float32]:
             f"The manifest's preprocessing gives {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but "
             f"the graph takes {spec.height} x {spec.width}. Export the bundle again."
         )
-    return _normalise(pixels, spec)
+    return normalise(pixels, spec)
 
 
 def resized_size(height: int, width: int, resize: dict[str, int] | None) -> tuple[int, int]:
@@ -74,10 +74,11 @@ def _resize(rgb: Rgb, spec: ImageSpec) -> Rgb:
 
 
 def _crop(pixels: Rgb, spec: ImageSpec) -> Rgb:
+    return pixels if spec.crop is None else centre_crop(pixels, *_height_width(spec.crop, "crop"))
+
+
+def centre_crop(pixels: Rgb, height: int, width: int) -> Rgb:
     """Cut the centre, or pad with zeros around a picture that is smaller; an odd pixel over goes as in Hugging Face."""
-    if spec.crop is None:
-        return pixels
-    height, width = _height_width(spec.crop, "crop")
     rows = _centre(pixels.shape[0], height)
     columns = _centre(pixels.shape[1], width)
     cut = pixels[max(rows, 0) : max(rows, 0) + height, max(columns, 0) : max(columns, 0) + width]
@@ -94,7 +95,7 @@ def _centre(have: int, want: int) -> int:
     return (have - want) // 2
 
 
-def _normalise(pixels: Rgb, spec: ImageSpec) -> NDArray[np.float32]:
+def normalise(pixels: Rgb, spec: ImageSpec) -> NDArray[np.float32]:
     """Look every pixel up in a table of the 256 values that rescaling and normalising can give a channel."""
     table = _value_table(spec)
     values = np.empty((1, 3, *pixels.shape[:2]), dtype=np.float32)  # (1, 3, height, width)

@@ -37,11 +37,14 @@ class RepeatsRows(Protocol):
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How graphs are run. `threads` 0 means the backend's default; `provider_options` go to the backend as they are.
 
-    With `profile` the session is a `ProfiledSession`: slower, and only for looking at.
+    With `map_weights` ONNX Runtime's CPU sessions read weights where they lie in their file, without a copy laid out for
+    speed: a graph larger than the memory runs, slowly. With `profile` the session is a `ProfiledSession`: slower, and
+    only for looking at.
     """
 
     threads: int = 0
     provider_options: dict[str, str] = {}
+    map_weights: bool = False
     profile: bool = False
 
 

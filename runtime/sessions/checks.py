@@ -1,10 +1,11 @@
-"""Checks of a graph's inputs against its specification, the same for every backend."""
+"""Checks of what a graph is given against its specification, the same for every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
-from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.errors import EdgeVQAError, InputError
 from edgevqa.runtime.manifest import TensorSpec
 
 
@@ -51,3 +52,24 @@ def check_inputs(graph: str, specs: Sequence[TensorSpec], given: Mapping[str, tu
     for spec in specs:
         dtype, shape = given[spec.name]
         check_tensor(graph, spec, dtype, shape, axes)
+
+
+Described: TypeAlias = "Mapping[str, tuple[str, Sequence[int]]]"
+"""Dtype name and shape of tensors, by name."""
+
+
+def check_new_slots(past: Described, new: Described) -> int:
+    """How many slots new keys and values have; both mappings are by the cache's names.
+
+    `past` is the cache's, (batch, heads, capacity, head). Raises `EdgeVQAError` for the first that does not fit it, or has
+    other slots than the rest.
+    """
+    slots = {shape[2] for _, shape in new.values() if len(shape) == 4}
+    for name, (dtype, (batch, heads, _, head)) in past.items():
+        found, shape = new[name]
+        if found != dtype or len(slots) != 1 or tuple(shape) != (batch, heads, *slots, head):
+            raise EdgeVQAError(
+                f"The cache of '{name}' was given {found} {tuple(shape)}; expected {dtype} ({batch}, {heads}, slots, {head}) "
+                "with as many slots as all the other keys and values."
+            )
+    return slots.pop() if slots else 0

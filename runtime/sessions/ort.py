@@ -96,6 +96,8 @@ class OrtSession:
         settings.log_severity_level = 3  # errors only
         # Each graph has its own threads: those of one graph must not spin while the next one runs.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if options.map_weights:
+            settings.add_session_config_entry("session.disable_prepacking", "1")
         return settings
 
     def _load(self, path: Path, options: SessionOptions) -> Any:

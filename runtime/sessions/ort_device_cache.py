@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.checks import check_new_slots
 from edgevqa.runtime.sessions.ort import OrtTensor
 
 _BY_ADDRESS = 4  # cudaMemcpyDefault: the addresses tell the direction
@@ -78,22 +79,26 @@ class DeviceKeyValueCache:
     def inputs(self) -> Mapping[str, Tensor | Array]:
         return self._past
 
-    def append(self, outputs: Mapping[str, Tensor]) -> None:
-        """Write `new_key.N` and `new_value.N` (batch, heads, 1, head) into slot `length`, without the host."""
-        if self.length >= self.capacity:
-            return  # the last token's keys: nobody attends to them
+    def append(self, outputs: Mapping[str, Tensor | Array]) -> None:
+        """Write `new_key.N` and `new_value.N` (batch, heads, slots, head) from slot `length` on, as far as there is room.
+
+        What lies on the device does not pass the host.
+        """
+        news = {name: _reachable(outputs[name.replace("past_", "new_", 1)], past) for name, past in self._past.items()}
+        slots = check_new_slots(
+            {name: (past.dtype, past.shape) for name, past in self._past.items()},
+            {name: (str(new.dtype), new.shape) for name, new in news.items()},
+        )
+        kept = min(slots, self.capacity - self.length)  # nobody attends to the last token's keys
+        if kept < 1:
+            return
         for name, past in self._past.items():
-            new = outputs[name.replace("past_", "new_", 1)]
             batch, heads, capacity, head = past.shape
-            if not isinstance(new, OrtTensor) or new.device != past.device or new.shape != (batch, heads, 1, head):
-                raise EdgeVQAError(
-                    f"The cache of '{name}' was given {new!r}; expected what this session's decoder gave."
-                )
             slot = head * np.dtype(past.dtype).itemsize
             to = (past.value.data_ptr() + self.length * slot, capacity * slot)
-            self._copy.rows(to, (new.value.data_ptr(), slot), slot, batch * heads)
+            self._copy.rows(to, (_address(news[name]), slots * slot), kept * slot, batch * heads)
         self._copy.finish()
-        self.length += 1
+        self.length += kept
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Let row i continue what row `rows[i]` began."""
@@ -108,3 +113,14 @@ class DeviceKeyValueCache:
                 self._copy.rows((to, size), (source, size), size, 1)
         self._copy.finish()
         self._past = gathered
+
+
+def _reachable(value: Tensor | Array, past: OrtTensor) -> OrtTensor | Array:
+    """ONNX Runtime's tensors on the cache's device or the host as they are; everything else as a contiguous array."""
+    if isinstance(value, OrtTensor) and value.device in ("cpu", past.device):
+        return value
+    return np.ascontiguousarray(value if isinstance(value, np.ndarray) else value.numpy())
+
+
+def _address(value: OrtTensor | Array) -> int:
+    return int(value.value.data_ptr() if isinstance(value, OrtTensor) else value.ctypes.data)

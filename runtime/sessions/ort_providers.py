@@ -8,13 +8,12 @@ from typing import Literal
 
 import msgspec
 
+from edgevqa.runtime.axes import Range, encoder_keys, question_words, reads_prompts
 from edgevqa.runtime.manifest import GraphSpec, Manifest, Numerics, TensorSpec
 from edgevqa.runtime.sessions import CUDA_LIBRARIES, TENSORRT_LIBRARIES
 
-Range = tuple[int, int, int]
 MOST_ROWS = 8  # what `max_batch` of the pipeline is by itself
 MOST_SLOTS = 128
-USUAL_WORDS = 12
 DRIVER = "libcuda.so.1"
 
 
@@ -114,18 +113,15 @@ def profile_options(prefix: str, inputs: Sequence[TensorSpec], ranges: Mapping[s
 
 
 def axis_ranges(manifest: Manifest, graphs: Mapping[str, GraphSpec]) -> dict[str, Range]:
-    """Least, usual and most of every axis that the pipelines know; `keys` are the image's tokens and the question's."""
-    most = manifest.text.max_tokens if manifest.text else 1
-    words = (1, min(USUAL_WORDS, most), most)
+    """Least, usual and most of every axis that the pipelines know. Of axes of chunks and pictures the provider learns."""
+    words = question_words(manifest)
     slots = manifest.generation.max_new_tokens if manifest.generation else 1
+    prompt = words[2] if reads_prompts(graphs) else 0
     rows = (1, 1, MOST_ROWS)
-    ranges = {"batch": rows, "image": rows, "words": words, "capacity": (1, slots, max(slots, MOST_SLOTS))}
-    for graph in graphs.values():
-        for tensor in graph.inputs:
-            tokens = tensor.shape[1] if tensor.name == "image_embeds" and len(tensor.shape) == 3 else None
-            if isinstance(tokens, int):
-                ranges["keys"] = (tokens + words[0], tokens + words[1], tokens + words[2])
-    return ranges
+    capacity = (1, slots + prompt, max(slots + prompt, MOST_SLOTS))
+    ranges = {"batch": rows, "image": rows, "words": words, "capacity": capacity}
+    keys = encoder_keys(manifest, graphs, words)
+    return ranges if keys is None else {**ranges, "keys": keys}
 
 
 def _tensorrt_types(numerics: Numerics) -> dict[str, str]:

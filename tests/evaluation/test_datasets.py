@@ -117,7 +117,6 @@ def test_a_folder_with_jsonl_and_several_answers(tmp_path: Path) -> None:
         ("questions.csv", "image,question,answer\n../out.png,q,a\n", "not a file inside"),
         ("questions.jsonl", '{"image": "red.png", "question": "q"}\n', "line 1.*answer"),
         ("questions.jsonl", "\n[1]\n", "line 2"),
-        ("other.txt", "", "has no questions.csv or questions.jsonl"),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -126,6 +125,12 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, name: str, text: 
     Image.new("L", (1, 1)).save(tmp_path / "out.png")
     with pytest.raises(InputError, match=message):
         open_dataset(str(make_folder(inside, name, text)))
+
+
+def test_a_folder_with_neither_table_nor_pictures_says_why(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("")
+    with pytest.raises(InputError, match=r"has no questions\.csv or questions\.jsonl.*questions\.txt"):
+        open_dataset(str(tmp_path))
 
 
 def test_pictures_are_opened_when_asked_for(tmp_path: Path) -> None:

@@ -122,3 +122,18 @@ def test_dataset_hash_opens_each_picture_once() -> None:
 
     assert dataset_hash(counted(one) for one in dataset) == dataset_hash(dataset)
     assert opened == ["0", "1"]
+
+
+def test_without_questions_each_picture_comes_once_with_its_folders_name(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.png", "a/x/3.png", "4.png", ".hidden/5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    samples = list(open_dataset(str(tmp_path)))
+    assert [(sample.image_id, sample.question, sample.answers) for sample in samples] == [
+        ("4.png", "", []),
+        ("a/x/3.png", "", ["x"]),
+        ("b/1.png", "", ["b"]),
+        ("b/2.png", "", ["b"]),
+    ]
+    (tmp_path / "questions.txt").write_text("what is it?")
+    assert {(sample.question, *sample.answers) for sample in open_dataset(str(tmp_path))} == {("what is it?",)}

@@ -6,6 +6,7 @@ and what the model's own processor gives; the rest is the same for all.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,13 @@ from edgevqa.export.engine import child
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
 from edgevqa.export.engine.protocol import Job
+from edgevqa.export.families import FAMILIES
 from edgevqa.export.samples import PICTURES
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.pipeline import Pipeline
 from edgevqa.runtime.preprocessing import prepare
 from edgevqa.runtime.questions import Questions
+from edgevqa.runtime.sessions.trt.profiles import EngineInputs, choose_profile
 
 PREPROCESSING_TOLERANCE = 1e-5
 FAMILY_TOLERANCE = 1e-4
@@ -112,6 +115,14 @@ class FamilyContract:
                 assert row.max_abs_diff <= FAMILY_TOLERANCE, (row.graph, row.output)
         assert parity.answers_identical == parity.answers_compared >= self.answers
 
+    def test_the_registry_tells_what_it_is(self, folder: Path, bundle_path: Path) -> None:
+        entry = FAMILIES[self.family]
+        assert Bundle.open(bundle_path).manifest.task in entry.tasks
+        config = folder / "config.json"
+        told = json.loads(config.read_text()) if config.is_file() else {}
+        assert told.get("model_type") in (None, *entry.model_types)
+        assert not entry.architectures or set(told["architectures"]) & set(entry.architectures)
+
     @pytest.mark.parametrize("size", SIZES)
     def test_pictures_are_prepared_as_by_the_models_processor(
         self, folder: Path, bundle_path: Path, size: tuple[int, int]
@@ -140,6 +151,38 @@ class FamilyContract:
             with Pipeline.load(quantized_path, precision=name, backend="onnxruntime") as pipeline:
                 answer = pipeline.answer(image, QUESTION)
             assert np.isfinite(answer.log_probability), name
+
+    def test_every_shape_that_occurs_lies_within_a_profile_of_its_engine(
+        self, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Pictures of many shapes, alone and in batches: nothing that the runtime asks is refused by engines."""
+        with Pipeline.load(bundle_path, backend="onnxruntime", max_batch=4) as pipeline:
+            graphs, main = pipeline.bundle.variant("fp32").graphs, Questions.of(pipeline.bundle).main
+            options = BuildOptions(target="rtx", batch=(1, 4))
+            template = None if main is None else main.template_tokens
+            ranges = axis_ranges(pipeline.manifest, graphs, options, template=template)
+            capacity = ranges[0]["capacity"][0]  # an engine's has one size, which the runtime takes from it
+            run = pipeline.graphs.run
+
+            def checked(name: str, inputs: Mapping[str, Any], *, stage: str | None = None) -> Any:
+                specs, profiles = graphs[name].inputs, graph_profiles(name, graphs[name], ranges)
+                shapes = {
+                    spec.name: tuple(
+                        capacity if axis == "capacity" else size
+                        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+                    )
+                    for spec in specs
+                }
+                choose_profile(EngineInputs(graph=name, target="rtx", specs=specs, profiles=profiles), shapes)
+                return run(name, inputs, stage=stage)
+
+            monkeypatch.setattr(pipeline.graphs, "run", checked)
+            pictures = [picture(*size) for size in (*SIZES, (64, 64), (300, 90))]
+            assert len(pipeline.answer_pairs([(image, QUESTION) for image in pictures], max_new_tokens=3)) == len(
+                pictures
+            )
+            for image in pictures:
+                assert len(pipeline.answer(image, [QUESTION, "is it red?"], max_new_tokens=3)) == 2
 
     @pytest.mark.tensorrt
     @pytest.mark.parametrize("precision", ["fp16", "s8-fp16"])

@@ -29,7 +29,7 @@ class TestLlava(FamilyContract):
     def make(cls, folder: Path) -> None:
         torch.manual_seed(0)
         tokenizer = llama_tokenizer(special=["<image>"])
-        image = int(tokenizer.convert_tokens_to_ids("<image>"))
+        image: Any = tokenizer.convert_tokens_to_ids("<image>")
         vision = CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=64,

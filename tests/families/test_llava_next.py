@@ -43,7 +43,7 @@ class TestLlavaNext(FamilyContract):
         torch.manual_seed(0)
         tokenizer = llama_tokenizer(special=["<image>"])
         tokenizer.chat_template = TEMPLATE
-        image = int(tokenizer.convert_tokens_to_ids("<image>"))
+        image: Any = tokenizer.convert_tokens_to_ids("<image>")
         vision = CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=64,

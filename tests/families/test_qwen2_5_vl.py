@@ -95,6 +95,7 @@ class TestQwen25VL(FamilyContract):
         model = Qwen2_5_VLForConditionalGeneration(config)
         model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
         model.generation_config.pad_token_id = ids["<|endoftext|>"]
+        model.generation_config.repetition_penalty = 1.3  # the hub's checkpoints have one, of 1.05
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         Qwen2VLImageProcessorPil(

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevqa.runtime.caches import cache_shape
-from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.manifest import TensorSpec
 from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.checks import check_new_slots
+from edgevqa.runtime.sessions.trt.captured import Value
 from edgevqa.runtime.sessions.trt.device import Device, Lane
-from edgevqa.runtime.sessions.trt.dtypes import item_bytes, size_bytes
+from edgevqa.runtime.sessions.trt.dtypes import engine_dtype, item_bytes, size_bytes, to_bytes
 from edgevqa.runtime.sessions.trt.memory import slices
-from edgevqa.runtime.sessions.trt.tensors import Buffer, DeviceTensor
+from edgevqa.runtime.sessions.trt.tensors import Buffer, DeviceTensor, upload
 
 KEPT = 4
 """Blocks that wait for the next answer: their addresses, and what was captured with them, stay the same."""
@@ -78,20 +79,29 @@ class DeviceKeyValueCache:
         """The tensors (batch, heads, capacity, head); they change with `append` and `reorder`."""
         return self._tensors
 
-    def append(self, outputs: Mapping[str, Tensor]) -> None:
-        """Write `new_key.N` and `new_value.N` (batch, heads, 1, head) into slot `length`, without the host."""
-        if self.length >= self.capacity:
-            return  # the last token's keys: nobody attends to them
+    def append(self, outputs: Mapping[str, Tensor | Array]) -> None:
+        """Write `new_key.N` and `new_value.N` (batch, heads, slots, head) from slot `length` on, as far as there is room.
+
+        The session's own tensors are copied on the GPU, anything else is uploaded.
+        """
+        news = {name: self._own(outputs[name.replace("past_", "new_", 1)]) for name in self._tensors}
+        slots = check_new_slots(
+            {name: (past.dtype, past.shape) for name, past in self._tensors.items()},
+            {name: (_dtype(new, self._tensors[name].dtype), new.shape) for name, new in news.items()},
+        )
+        kept = min(slots, self.capacity - self.length)  # nobody attends to the last token's keys
+        if kept < 1:
+            return
         with self._device.lane() as lane:
             self._buffer.write_on(lane)
             for name, past in self._tensors.items():
-                new = self._on_device(outputs[name.replace("past_", "new_", 1)], name, past)
+                new = self._on_device(lane, news[name], past.dtype)
                 new.use_on(lane)
                 batch, heads, capacity, head = past.shape
                 row = head * item_bytes(past.dtype)
                 to = (past.address + self.length * row, capacity * row)
-                lane.copy_rows(to, (new.address, row), row, batch * heads)
-        self.length += 1
+                lane.copy_rows(to, (new.address, slots * row), kept * row, batch * heads)
+        self.length += kept
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Let row i continue what row `rows[i]` began, also where rows cross."""
@@ -116,11 +126,17 @@ class DeviceKeyValueCache:
             part = (gathered.address + place * heads * filled, filled)
             lane.copy_rows((past.address + target * row, capacity * slot), part, filled, heads)
 
-    def _on_device(self, value: Tensor, name: str, past: DeviceTensor) -> DeviceTensor:
-        expected = (past.shape[0], past.shape[1], 1, past.shape[3])
-        if not isinstance(value, DeviceTensor) or value.shape != expected or value.dtype != past.dtype:
-            raise EdgeVQAError(
-                f"The cache of '{name}' was given {type(value).__name__} {value.shape}; expected a tensor {expected} of "
-                f"{past.dtype} that this session's decoder gave."
-            )
-        return value
+    def _own(self, value: Tensor | Array) -> Value:
+        """The session's own tensors as they are; everything else on the host."""
+        if isinstance(value, DeviceTensor) and value.buffer.device is self._device:
+            return value
+        return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def _on_device(self, lane: Lane, value: Value, dtype: str) -> DeviceTensor:
+        if isinstance(value, DeviceTensor):
+            return value
+        return upload(self._device, lane, to_bytes(value, dtype), value.shape, dtype)
+
+
+def _dtype(value: Value, wanted: str) -> str:
+    return value.dtype if isinstance(value, DeviceTensor) else engine_dtype(value, wanted)

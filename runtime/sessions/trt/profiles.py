@@ -12,7 +12,12 @@ from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
-_OPTIONS = {"batch": "--batch", "image": "--batch", "words": "--max-question", "capacity": "--max-new-tokens"}
+_OPTIONS = {
+    "words": "--max-question",
+    "capacity": "--max-new-tokens",
+    "length": "--max-prompt",
+    "slots": "--max-prompt",
+}
 _WITH_WORDS = ("keys", "positions")  # the image's tokens and the question's words together
 
 

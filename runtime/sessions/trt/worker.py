@@ -17,6 +17,8 @@ from edgevqa.runtime.sessions.trt.tensors import Buffer, DeviceTensor, upload
 
 SEEN = 256
 """So many shapes are remembered, to capture those that come again."""
+CHUNK = "length"
+"""The axis of a chunk of tokens: single ones come by the hundred and are captured, prompts of one length seldom return."""
 
 
 class Worker:
@@ -35,12 +37,13 @@ class Worker:
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._captures = options.cuda_graphs and options.graph_cache > 0 and engine.captures
         self._most = options.graph_cache
+        self._chunks = [(spec.name, spec.shape.index(CHUNK)) for spec in inputs if CHUNK in spec.shape]
         info = engine.device.cuda.info
         self._mapped = info.integrated if options.mapped_inputs is None else options.mapped_inputs
 
     def run(self, values: Mapping[str, Value], profile: int) -> dict[str, DeviceTensor]:
         """Launch on values that were checked. The outputs are the caller's; they are computed when they are read."""
-        if not self._captures:
+        if not self._captures or any(values[name].shape[axis] != 1 for name, axis in self._chunks):
             return self._run(values, profile)
         key = launch_key(profile, values)
         known = self._launches.get(key)

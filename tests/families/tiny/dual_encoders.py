@@ -9,6 +9,7 @@ import torch
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from edgevqa.models.dual_encoder import DualEncoder, DualEncoderConfig, FusionConfig
+from edgevqa.models.fusion import FUSIONS
 from tests.families.tiny.tokenizers import bert_tokenizer
 
 SIZE = 32
@@ -50,14 +51,23 @@ def dual_encoder(
     given: dict[str, Any] = {"image_size": SIZE, "max_text_tokens": 32, **settings}
     model = DualEncoder(DualEncoderConfig(vision_config=VISION[vision], text_config=text, fusion=fusion, **given))
     with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 2.0)
-            elif value.ndim == 1 and value.is_floating_point():
-                value.add_(torch.randn_like(value) * 0.1)
-            elif name.startswith(("fusion.", "head.")) and value.ndim == 2:
-                value.mul_(2.0)  # so that attention is not flat, and the inputs matter
+        torch.manual_seed(1)  # the towers of all mechanisms are the same
+        _unsettle([*model.vision.named_parameters(), *model.vision.named_buffers(), *model.text.named_parameters()])
+        torch.manual_seed(2 + list(FUSIONS).index(mechanism))
+        after = [each for each in model.named_parameters() if each[0].startswith(("fusion.", "head."))]
+        _unsettle(after)
+        for _, value in after:
+            if value.ndim == 2:  # so that attention is not flat, and no two mechanisms have the same weights
+                value.mul_(2.0).add_(torch.randn_like(value) * 0.05)
     return model.eval()
+
+
+def _unsettle(values: list[tuple[str, torch.Tensor]]) -> None:
+    for name, value in values:
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2.0)
+        elif value.ndim == 1 and value.is_floating_point():
+            value.add_(torch.randn_like(value) * 0.1)
 
 
 def save_dual_encoder(folder: Path, mechanism: str, **settings: Any) -> None:

@@ -69,7 +69,7 @@ class GraphMaker:
         """Attention over keys; `hidden` (batch or 1, 1, 1, positions) is added to the scores."""
         scores = self.op("Add", self.op("MatMul", query, self.op("Transpose", key, perm=[0, 1, 3, 2])), hidden)
         mixed = self.op("MatMul", self.op("Softmax", scores, axis=-1), value)
-        return self.op("Reshape", self.op("Transpose", mixed, perm=[0, 2, 1, 3]), self.constant([0, 1, HEADS * HEAD]))
+        return self.op("Reshape", self.op("Transpose", mixed, perm=[0, 2, 1, 3]), self.constant([0, -1, HEADS * HEAD]))
 
     def hide(self, visible: str) -> str:
         """0 where `visible` is 1, else -1e9."""
@@ -305,6 +305,28 @@ def make_toy(tmp_path: Path) -> Callable[..., Path]:
 
     def make(**settings: Any) -> Path:
         return write_toy(tmp_path / "toy", **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def decoder_only_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy of `decoder_only_toy.py`."""
+    from tests.runtime.pipelines.decoder_only_toy import write_decoder_only
+
+    return write_decoder_only(tmp_path_factory.mktemp("toy") / "decoder_only")
+
+
+@pytest.fixture
+def make_decoder_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a decoder-only toy with other settings (see `write_decoder_only`); its processor is known by the name `toy`."""
+    from edgevqa.runtime.preprocessing import PROCESSORS
+    from tests.runtime.pipelines.decoder_only_toy import PROCESSOR, write_decoder_only
+
+    monkeypatch.setitem(PROCESSORS, "toy", PROCESSOR)
+
+    def make(**settings: Any) -> Path:
+        return write_decoder_only(tmp_path / f"decoder_only.{len(list(tmp_path.iterdir()))}", **settings)
 
     return make
 

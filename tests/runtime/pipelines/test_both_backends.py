@@ -92,12 +92,12 @@ def record(pipeline: Pipeline, recorded: Recorded) -> None:
     """Keep a copy of every graph's inputs from now on."""
     run = pipeline.graphs.run
 
-    def watched(name: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+    def watched(name: str, inputs: Mapping[str, Tensor | Array], *, stage: str | None = None) -> dict[str, Tensor]:
         copies = {
             key: np.array(value) if isinstance(value, np.ndarray) else value.numpy() for key, value in inputs.items()
         }
         recorded.append((name, copies))
-        return run(name, inputs)
+        return run(name, inputs, stage=stage)
 
     pipeline.graphs.run = watched  # type: ignore[method-assign]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from edgevqa.runtime.axes import Range
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import HostKeyValueCache
-from edgevqa.runtime.errors import ConfigError, UnavailableError
+from edgevqa.runtime.errors import ConfigError, EdgeVQAError, UnavailableError
 from edgevqa.runtime.manifest import TensorSpec
 from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session
 from edgevqa.runtime.sessions.base import SessionOptions, Tensor
@@ -24,7 +26,6 @@ from edgevqa.runtime.sessions.ort_providers import (
     RTX,
     TENSORRT,
     Provider,
-    Range,
     axis_ranges,
     make_options,
     profile_options,
@@ -216,6 +217,58 @@ def test_the_cache_on_the_device_is_the_one_on_the_host() -> None:
             assert isinstance(held, OrtTensor)
             assert isinstance(buffer, np.ndarray)
             np.testing.assert_array_equal(held.numpy()[:, :, : device.length], buffer[:, :, : host.length])
+
+
+class Foreign:
+    """A tensor of another backend, which only gives a host copy."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape: tuple[int, ...] = array.shape
+
+    def numpy(self) -> np.ndarray:
+        return self.array
+
+
+WAYS: dict[str, Callable[[np.ndarray], Tensor | np.ndarray]] = {
+    "own": lambda array: OrtTensor(_value(array)),
+    "host": lambda array: array,
+    "not contiguous": lambda array: array.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3),
+    "foreign": Foreign,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_chunks_of_several_slots_are_written_as_on_the_host(way: str) -> None:
+    random = np.random.default_rng(0)
+    copy, batch, capacity = HostCopy(), 3, 6
+    device = DeviceKeyValueCache(
+        {spec.name: zeros((batch, 2, capacity, 3), "float32") for spec in PAST}, capacity, copy, zeros
+    )
+    host = HostKeyValueCache(PAST, batch, capacity)
+    for slots in (2, 1, 2, 3, 1):
+        news = {
+            spec.name.replace("past", "new"): random.standard_normal((batch, 2, slots, 3)).astype(np.float32)
+            for spec in PAST
+        }
+        device.append({name: WAYS[way](array) for name, array in news.items()})
+        host.append(dict(news))
+        assert copy.pending == 0
+        assert device.length == host.length
+        for name, buffer in host.inputs().items():
+            held = device.inputs()[name]
+            assert isinstance(held, OrtTensor)
+            np.testing.assert_array_equal(held.numpy()[:, :, : device.length], np.asarray(buffer)[:, :, : host.length])
+    assert device.length == capacity
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2, 4), (3, 2, 3), (2, 2, 2, 3), (3, 2, 1, 3)])
+def test_keys_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    device = DeviceKeyValueCache({spec.name: zeros((3, 2, 4, 3), "float32") for spec in PAST}, 4, HostCopy(), zeros)
+    news = {spec.name.replace("past", "new"): np.zeros((3, 2, 2, 3), np.float32) for spec in PAST}
+    with pytest.raises(EdgeVQAError, match=r"expected float32 \(3, 2, slots, 3\) with as many slots"):
+        device.append({**news, "new_value.1": np.zeros(shape, np.float32)})
+    assert device.length == 0
 
 
 def _value(array: np.ndarray) -> object:

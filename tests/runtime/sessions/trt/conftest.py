@@ -44,6 +44,8 @@ _TOY = load("toy_model_of_trt", TESTS / "runtime" / "pipelines" / "conftest.py")
 toy_bundle = _TOY.toy_bundle
 pictures = _TOY.pictures
 make_toy = _TOY.make_toy
+decoder_only_bundle = _TOY.decoder_only_bundle
+make_decoder_only = _TOY.make_decoder_only
 
 from edgevqa.runtime.bundle import Bundle  # noqa: E402
 from edgevqa.runtime.sessions import open_session  # noqa: E402

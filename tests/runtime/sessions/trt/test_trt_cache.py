@@ -14,8 +14,9 @@ from edgevqa.runtime.caches import HostKeyValueCache, MakesKeyValueCache
 from edgevqa.runtime.errors import ConfigError, EdgeVQAError
 from edgevqa.runtime.sessions import open_session
 from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.trt.dtypes import to_bytes
 from edgevqa.runtime.sessions.trt.session import EngineSession
-from edgevqa.runtime.sessions.trt.tensors import DeviceTensor
+from edgevqa.runtime.sessions.trt.tensors import DeviceTensor, upload
 
 ROWS, CAPACITY = 3, 6
 
@@ -133,11 +134,94 @@ def test_the_last_tokens_keys_are_not_needed(decoder: EngineSession) -> None:
     assert cache.length == CAPACITY
 
 
+def chunk(slots: int, seed: int, *, dtype: str = "float32") -> dict[str, Array]:
+    random = np.random.default_rng(seed)
+    return {f"new_{kind}.0": random.normal(size=(ROWS, 2, slots, 4)).astype(dtype) for kind in ("key", "value")}
+
+
+class Foreign:
+    """A tensor of another backend."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape: tuple[int, ...] = array.shape
+
+    def numpy(self) -> Array:
+        return self.array
+
+
+@pytest.mark.parametrize("kind", ["host", "not contiguous", "device", "foreign", "mixed"])
+def test_chunks_of_several_slots_are_those_of_the_host_cache(decoder: EngineSession, kind: str) -> None:
+    """From the host and from the GPU, with single tokens between, until there is no more room."""
+    device, host = decoder.make_cache(ROWS, CAPACITY), HostKeyValueCache(decoder.inputs, ROWS, CAPACITY)
+    for seed, slots in enumerate((2, 1, 2, 3, 2)):
+        new = chunk(slots, seed)
+        device.append(given(decoder, new, kind))
+        host.append(dict(new))
+        assert device.length == host.length == min((2, 3, 5, 6, 6)[seed], CAPACITY)
+        for name, value in rows_of(host.inputs()).items():
+            np.testing.assert_array_equal(rows_of(device.inputs())[name], value)
+        order = np.array([[1, 0, 2], [2, 2, 0]][seed % 2])
+        device.reorder(order)
+        host.reorder(order)
+
+
+def given(decoder: EngineSession, new: dict[str, Array], kind: str) -> dict[str, Tensor | Array]:
+    """The same values where `kind` says."""
+    if kind == "not contiguous":
+        return {
+            name: np.asarray(value.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3)) for name, value in new.items()
+        }
+    if kind == "foreign":
+        return {name: Foreign(value) for name, value in new.items()}
+    loaded = decoder._open().device
+    moved: dict[str, Tensor | Array] = {}
+    for name, value in new.items():
+        if kind == "device" or (kind == "mixed" and "key" in name):
+            with loaded.lane() as lane:
+                moved[name] = upload(loaded, lane, to_bytes(value, "float32"), value.shape, "float32")
+        else:
+            moved[name] = value
+    return moved
+
+
+def test_chunks_that_lie_on_the_gpu_do_not_cross_the_bus(decoder: EngineSession) -> None:
+    cache = decoder.make_cache(ROWS, CAPACITY)
+    moved = given(decoder, chunk(3, 0), "device")
+    before = decoder.traffic.uploads, decoder.traffic.downloads
+    cache.append(moved)
+    assert (decoder.traffic.uploads, decoder.traffic.downloads) == before
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"new_key.0": np.zeros((ROWS, 2, 2, 4), np.float16)}, r"past_key\.0' was given float16 \(3, 2, 2, 4\)"),
+        ({"new_value.0": np.zeros((ROWS, 2, 3, 4), np.float32)}, r"as many slots as all the other"),
+        (
+            {"new_value.0": np.zeros((ROWS + 1, 2, 2, 4), np.float32)},
+            r"past_value\.0' was given float32 \(4, 2, 2, 4\)",
+        ),
+        ({"new_value.0": np.zeros((ROWS, 2, 4), np.float32)}, r"past_value\.0' was given float32 \(3, 2, 4\)"),
+    ],
+    ids=["dtype", "slots", "rows", "rank"],
+)
+def test_keys_that_do_not_fit_are_refused_and_leave_the_cache_as_it_was(
+    decoder: EngineSession, change: dict[str, Array], told: str
+) -> None:
+    cache = decoder.make_cache(ROWS, CAPACITY)
+    with pytest.raises(EdgeVQAError, match=told):
+        cache.append({**chunk(2, 0), **change})
+    assert cache.length == 0
+    assert not any(value.any() for value in rows_of(cache.inputs()).values())
+
+
 def test_foreign_keys_are_refused(decoder: EngineSession) -> None:
     cache = decoder.make_cache(ROWS, CAPACITY)
     outputs = decoder.run({**step(0, 1), **cache.inputs()})
     outputs["new_key.0"] = outputs["logits"]
-    with pytest.raises(EdgeVQAError, match=r"past_key\.0.*expected a tensor \(3, 2, 1, 4\)"):
+    with pytest.raises(EdgeVQAError, match=r"past_key\.0.*expected float32 \(3, 2, slots, 4\)"):
         cache.append(outputs)
 
 
@@ -149,6 +233,6 @@ def test_more_tokens_than_the_engine_has_slots_for(
     path = engines(toy_bundle, axes={"positions": (5, 8, 16)}, max_new_tokens=3)
     with (
         Pipeline.load(path, backend="tensorrt") as pipeline,
-        pytest.raises(ConfigError, match="built for 3 tokens, but 5 are wanted"),
+        pytest.raises(ConfigError, match="takes 3 tokens, but 5 are wanted"),
     ):
         pipeline.answer(pictures[0], "what is it?", max_new_tokens=5)

@@ -1,0 +1,195 @@
+"""Profiles of decoders that read prompts, of encoders that read no question, and of axes that pictures bring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.engines import Profile, ShapeRange
+from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.manifest import GraphSpec, ImageSpec, Manifest, TensorSpec, TextSpec
+from edgevqa.runtime.questions import Questions
+from tests.runtime.pipelines.conftest import TOKENS, write_toy
+from tests.runtime.pipelines.decoder_only_toy import TEMPLATE, write_decoder_only
+
+TEMPLATE_TOKENS = 4  # `<s> user <image> answer`
+WORDS, NEW = 12, 6
+PROMPT = TOKENS + TEMPLATE_TOKENS + 8 + WORDS  # with a margin for what a question may add to the template
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(write_decoder_only(tmp_path_factory.mktemp("profiles") / "toy"))
+
+
+def ranges(bundle: Bundle, manifest: Manifest | None = None, **changes: Any) -> list[dict[str, tuple[int, int, int]]]:
+    given: dict[str, Any] = {"target": "rtx", **changes}
+    graphs = bundle.variant("fp32").graphs
+    return axis_ranges(manifest or bundle.manifest, graphs, BuildOptions(**given), template=TEMPLATE_TOKENS)
+
+
+def test_the_template_is_counted(bundle: Bundle) -> None:
+    main = Questions.of(bundle).main
+    assert main is not None
+    assert main.template_tokens == TEMPLATE_TOKENS
+
+
+def test_single_tokens_prompts_and_questions_have_profiles_of_their_own(bundle: Bundle) -> None:
+    one, many, first, rest = ranges(bundle)
+    assert [(each["batch"], each["length"], each["slots"]) for each in (one, many)] == [
+        ((1, 1, 1), (1, 1, 1), (1, 1, 1)),
+        ((1, 4, 8), (1, 1, 1), (1, 1, 1)),
+    ]
+    usual = TOKENS + TEMPLATE_TOKENS + 8
+    assert (first["batch"], first["length"], first["slots"]) == ((1, 1, 1), (1, usual, PROMPT), (1, TOKENS, TOKENS))
+    assert (rest["batch"], rest["length"], rest["slots"]) == ((1, 4, 8), (1, 12, PROMPT - TOKENS), (1, 1, 1))
+    assert {each["capacity"] for each in (one, many, first, rest)} == {(PROMPT + NEW,) * 3}
+
+
+def test_each_graph_gets_only_the_profiles_that_differ_for_it(bundle: Bundle) -> None:
+    graphs, found = bundle.variant("fp32").graphs, ranges(bundle)
+    assert len(graph_profiles("vision", graphs["vision"], found)) == 2
+    decoder = graph_profiles("language_decoder", graphs["language_decoder"], found)
+    assert len(decoder) == 4
+    assert [each["input_ids"].max for each in decoder] == [[1, 1], [8, 1], [1, PROMPT], [8, PROMPT - TOKENS]]
+    assert decoder[2]["image_embeds"].max == [1, TOKENS, 8]
+    assert {tuple(each["past_key.0"].max[1:3]) for each in decoder} == {(2, PROMPT + NEW)}
+
+
+@pytest.mark.parametrize(("batch", "count"), [((1,), 2), ((8,), 3), ((1, 8), 4)])
+def test_the_picture_is_read_by_one_row_whatever_the_batches(
+    bundle: Bundle, batch: tuple[int, ...], count: int
+) -> None:
+    found = ranges(bundle, batch=batch)
+    assert len(found) == count
+    assert sum(each["batch"] == (1, 1, 1) and each["length"][2] == PROMPT for each in found) == 1
+
+
+def test_without_the_tokenizer_there_is_room_for_a_token_a_byte(bundle: Bundle) -> None:
+    graphs = bundle.variant("fp32").graphs
+    found = axis_ranges(bundle.manifest, graphs, BuildOptions(target="rtx"))
+    assert found[0]["capacity"][0] == TOKENS + len(TEMPLATE) + 8 + WORDS + NEW
+
+
+def test_prompt_question_and_answer_can_be_bounded(bundle: Bundle) -> None:
+    assert ranges(bundle, max_question=5)[2]["length"][2] == PROMPT - WORDS + 5
+    assert ranges(bundle, max_new_tokens=40)[0]["capacity"][0] == PROMPT + 40
+    shorter = ranges(bundle, max_prompt=10)
+    assert (shorter[0]["capacity"][0], shorter[2]["length"], shorter[3]["length"]) == (16, (1, 10, 10), (1, 10, 10))
+
+
+def test_a_longer_prompt_may_have_several_pictures(bundle: Bundle) -> None:
+    found = ranges(bundle, max_prompt=200)
+    assert (found[2]["length"], found[2]["slots"]) == ((1, TOKENS + TEMPLATE_TOKENS + 8, 200), (1, TOKENS, 200))
+
+
+def context(manifest: Manifest, most: int) -> Manifest:
+    assert manifest.generation is not None
+    generation = msgspec.structs.replace(manifest.generation, max_context=most)
+    return msgspec.structs.replace(manifest, generation=generation)
+
+
+def test_the_models_longest_context_bounds_them(bundle: Bundle) -> None:
+    found = ranges(bundle, context(bundle.manifest, 20))
+    assert (found[0]["capacity"], found[2]["length"][2]) == ((20, 20, 20), 20 - NEW)
+    assert ranges(bundle, context(bundle.manifest, 500))[0]["capacity"][0] == PROMPT + NEW
+
+
+def image(manifest: Manifest, **changes: Any) -> Manifest:
+    assert isinstance(manifest.image, ImageSpec)
+    return msgspec.structs.replace(manifest, image=msgspec.structs.replace(manifest.image, **changes))
+
+
+def test_pictures_of_many_sizes_bring_their_axes(bundle: Bundle) -> None:
+    """What the processor cuts a picture into; the language model's share of it is `tokens`."""
+    manifest = image(
+        bundle.manifest, processor="tiles", tokens=100, axes={"image": (1, 5, 17), "patches": (4, 64, 400)}
+    )
+    graphs = {
+        name: msgspec.structs.replace(graph, outputs=[]) if name == "vision" else graph
+        for name, graph in bundle.variant("fp32").graphs.items()
+    }
+    found = axis_ranges(manifest, graphs, BuildOptions(target="rtx"), template=4)
+    assert {(each["image"], each["patches"]) for each in found} == {((1, 5, 17), (4, 64, 400))}
+    assert found[2]["slots"] == (1, 100, 100)
+    assert found[2]["length"][2] == 100 + 4 + 8 + WORDS
+    smaller = axis_ranges(manifest, graphs, BuildOptions(target="rtx", max_prompt=40, axes={"patches": (4, 8, 16)}))
+    assert (smaller[2]["slots"], smaller[0]["patches"]) == ((1, 40, 40), (4, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "most", "message"),
+    [
+        ({"max_prompt": TOKENS}, None, rf"--max-prompt {TOKENS}: a picture alone takes {TOKENS} tokens"),
+        ({"max_prompt": 30}, 32, r"prompt of 30 tokens .*answer of 6 .* the 32 that the model takes"),
+        ({"max_new_tokens": 32}, 32, r"answer of 32 \(--max-new-tokens\) are more than the 32"),
+        ({"max_question": 13}, None, "at most 12 tokens"),
+        ({"max_prompt": -1}, None, "--max-prompt and --max-new-tokens are counts"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(
+    bundle: Bundle, changes: dict[str, Any], most: int | None, message: str
+) -> None:
+    manifest = bundle.manifest if most is None else context(bundle.manifest, most)
+    with pytest.raises(InputError, match=message):
+        ranges(bundle, manifest, **changes)
+
+
+def test_a_picture_of_unknown_share_is_asked_for(bundle: Bundle) -> None:
+    graphs = {"language_decoder": bundle.variant("fp32").graphs["language_decoder"]}
+    with pytest.raises(InputError, match=r"image\.tokens"):
+        axis_ranges(image(bundle.manifest, tokens=None), graphs, BuildOptions(target="rtx"))
+
+
+class TestEncoderDecoder:
+    """The toy of QA-ViT, and what becomes of it where its encoder does not read the question."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def toy(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+        return Bundle.open(write_toy(tmp_path_factory.mktemp("profiles") / "toy", fused=False))
+
+    def test_the_question_is_among_the_keys(self, toy: Bundle) -> None:
+        found = ranges(toy)
+        assert found[0]["keys"] == (TOKENS + 1, TOKENS + 12, TOKENS + WORDS)
+        assert found[0]["capacity"] == (NEW, NEW, NEW)
+
+    def test_a_prompt_is_among_the_slots_instead(self, toy: Bundle) -> None:
+        graphs = dict(toy.variant("fp32").graphs)
+        encoder = graphs["language_encoder"]
+        kept = [tensor for tensor in encoder.inputs if tensor.name == "image_embeds"]
+        graphs["language_encoder"] = msgspec.structs.replace(encoder, inputs=kept)
+        found = axis_ranges(toy.manifest, graphs, BuildOptions(target="rtx"))
+        assert found[0]["keys"] == (TOKENS, TOKENS, TOKENS)
+        assert found[0]["capacity"] == (NEW + WORDS,) * 3
+
+    def test_prompts_are_not_bounded_where_there_are_none(self, toy: Bundle) -> None:
+        with pytest.raises(InputError, match="--max-prompt is for models whose decoder reads"):
+            ranges(toy, max_prompt=10)
+
+    def test_a_second_reader_of_the_question_may_take_more_words(self, toy: Bundle) -> None:
+        assert isinstance(toy.manifest.text, TextSpec)
+        other = msgspec.structs.replace(toy.manifest.text, max_tokens=40)
+        manifest = msgspec.structs.replace(toy.manifest, texts={"qformer": other})
+        assert ranges(toy, manifest)[0]["words"] == (1, 12, 40)
+
+
+def test_an_axis_that_nobody_knows_is_asked_for(bundle: Bundle) -> None:
+    graph: GraphSpec = msgspec.structs.replace(
+        bundle.variant("fp32").graphs["vision"],
+        inputs=[TensorSpec(name="audio", dtype="float32", shape=["seconds", 3])],
+    )
+    with pytest.raises(InputError, match="--axis seconds=LEAST:USUAL:MOST"):
+        graph_profiles("vision", graph, ranges(bundle))
+
+
+def test_one_profile_may_have_to_do_for_all() -> None:
+    def profile(least: int, usual: int, most: int) -> Profile:
+        return {"x": ShapeRange(min=[least, 3], opt=[usual, 3], max=[most, 3])}
+
+    assert widest([profile(1, 1, 1), profile(2, 4, 8)]) == profile(1, 4, 8)
