@@ -210,7 +210,7 @@ def _page(rows: Sequence[Row]) -> str:
 
 def _docs_row(name: str, summary: str, rows: Sequence[Row], source: str) -> str:
     if not rows:
-        held = "the reference model: [README](../README.md#what-is-measured), `tests/export`"
+        held = "the reference model: [README](../README.md), `tests/export`"
         return f"| `{name}` | {summary} | {held} | | | | | | {source} |"
     graphs = dict.fromkeys(graph for row in rows for graph in row.graphs)
     worst = max(row.worst_difference or 0.0 for row in rows)

@@ -19,6 +19,7 @@ from edgevqa.export.answers import greedy
 from edgevqa.export.components.cross import CrossShape, decoder_plan, image_encoder_plan
 from edgevqa.export.components.cross_cases import Encoded, captions, language_cases
 from edgevqa.export.components.gpt2 import Gpt2Decoder, PictureEncoder
+from edgevqa.export.components.vit import vit_states
 from edgevqa.export.generation import generation_spec
 from edgevqa.export.pretrained import load_pretrained, model_info, source_spec
 from edgevqa.export.processors import fixed_image_spec
@@ -43,7 +44,7 @@ class Vision(nn.Module):
         self.enc_to_dec_proj = getattr(model, "enc_to_dec_proj", None)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        states: Tensor = self.encoder(pixel_values).last_hidden_state
+        states = vit_states(self.encoder, pixel_values)
         return states if self.enc_to_dec_proj is None else self.enc_to_dec_proj(states)
 
 
