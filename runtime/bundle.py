@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from edgevqa.runtime.bundle_checks import (
     MANIFEST_NAME,
     FileReport,
@@ -25,7 +27,8 @@ from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, VariantSpec
 class Bundle:
     """An opened bundle.
 
-    `open` checks the manifest and that every file is there, inside the bundle and of the right size. A file's hash is
+    `open` checks the manifest and that every file is there, inside the bundle and of the right size; engines that are not
+    are left out (`damaged_engines`). A file's hash is
     checked when its path is first asked for (`require_files` does it for a whole variant at once), so that a variant
     nobody uses costs nothing, and no path of an unchecked file is handed out.
     """
@@ -36,6 +39,8 @@ class Bundle:
         self._check = check
         self._progress = progress
         self._checked: set[str] = set()
+        self.damaged_engines: dict[str, str] = {}
+        """Why a set of engines that the manifest on the disk names is not in `manifest`, by its key."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check: bool = True, progress: Progress | None = None) -> Bundle:
@@ -49,9 +54,23 @@ class Bundle:
         if check:
             check_recorded_hash(root, data)
         bundle = cls(root, decode_manifest(data, where=str(root / MANIFEST_NAME)), check=check, progress=progress)
+        bundle._set_damaged_engines_aside()
         for spec in bundle.manifest.files():
             raise_if_failed(root, examine(root, spec))
         return bundle
+
+    def _set_damaged_engines_aside(self) -> None:
+        """Engines can be built again: a set that is not whole is left out of `manifest`, and why is kept."""
+        for key, entry in self.manifest.engines.items():
+            reports = [examine(self.root, spec) for spec in (entry.record, *entry.engines.values())]
+            failed = next((report for report in reports if not report.passed), None)
+            if failed is not None:
+                again = (
+                    f"Build them again: edgevqa build {self.root} --target {entry.target} --precision {entry.variant}"
+                )
+                self.damaged_engines[key] = f"The engines '{key}' of {self.root} are damaged: {failed.detail}. {again}"
+        whole = {key: entry for key, entry in self.manifest.engines.items() if key not in self.damaged_engines}
+        self.manifest = msgspec.structs.replace(self.manifest, engines=whole)
 
     def variant(self, name: str) -> VariantSpec:
         """The variant's entry. Raises `InputError` naming the variants there are."""

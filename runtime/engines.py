@@ -226,6 +226,8 @@ _Entry = TypeVar("_Entry")
 
 
 def _lookup(entries: dict[str, _Entry], key: str, bundle: Bundle) -> _Entry:
+    if key in bundle.damaged_engines:
+        raise BundleError(bundle.damaged_engines[key])
     if key not in entries:
         known = ", ".join(sorted(entries)) or "none"
         raise InputError(f"There are no engines '{key}' in {bundle.root}; there are: {known}. Make them: edgevqa build")

@@ -30,6 +30,7 @@ class Staging:
         self._made_parents: list[Path] = []
 
     def __enter__(self) -> Staging:
+        self._check_kind()
         try:
             self._make_parents()
             self._check_space()
@@ -58,6 +59,12 @@ class Staging:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         self._made_parents = []
+
+    def _check_kind(self) -> None:
+        """Refuse a device or a pipe: a rename would put a plain file in its place, for every program of the machine."""
+        if self.target.exists() and not (self.target.is_file() or self.target.is_dir()):
+            raise InputError(f"{self.target} is a device or a pipe; expected the name of a file, or of a folder.")
+        refuse_mount(self.target)
 
     def _make_parents(self) -> None:
         parent = self.target.parent
@@ -92,6 +99,15 @@ class Staging:
         except BaseException:
             remove(aside)  # interrupted, but the new one stands: finish the cleaning
             raise
+
+
+def refuse_mount(path: Path) -> None:
+    """Raise `InputError` for a mount point: a folder is replaced as a whole, by a rename, which it does not allow."""
+    if path.is_dir() and path.is_mount():
+        raise InputError(
+            f"{path} is a mount point, which cannot be replaced by a rename. Put the bundle into a folder below it, and "
+            "give that folder."
+        )
 
 
 def remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import ConfigError, require
 from edgevqa.runtime.manifest import CalibrationSpec
 from edgevqa.runtime.questions import Questions
-from edgevqa.runtime.staging import clear_write_errors
+from edgevqa.runtime.staging import clear_write_errors, refuse_mount
 
 if TYPE_CHECKING:
     from edgevqa.calibration.observation.collect import Collected
@@ -84,6 +84,7 @@ def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Rep
     started = time.perf_counter()
     advance("check files", 0, 1)
     bundle = Bundle.open(bundle_path)
+    refuse_mount(bundle.root)  # before the work, not at its end
     bundle.require_files(VARIANT)
     chosen = pick_samples(
         open_dataset(options.data),

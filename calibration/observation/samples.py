@@ -159,7 +159,14 @@ class _Choice:
             raise InputError(f"{spec} holds no sample that can be used.{first}")
         pictures = {key for _, key in self.taken}
         if len(pictures) == 1:
-            raise InputError(f"All {len(self.taken)} samples of {spec} show one and the same picture. {advice}")
+            count = len(self.taken)
+            others = (
+                f" {len(self.unusable)} others cannot be used; the first: {self.unusable[0]}" if self.unusable else ""
+            )
+            what = "The one sample" if count == 1 else f"All {count} samples"
+            same = "that can be used" if count == 1 else "show one and the same picture"
+            alone = f"{what} of {spec} {same} is not enough." if count == 1 else f"{what} of {spec} {same}."
+            raise InputError(f"{alone}{others} {advice}")
         found = Counter(self.looks[key] for key in pictures)
         if 2 * (found["noise"] + found["blank"]) <= len(pictures):
             return

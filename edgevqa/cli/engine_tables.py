@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.engines import EngineRecord, GraphEngine, Profile, check_record, decode_record, here
-from edgevqa.runtime.errors import BundleError
+from edgevqa.runtime.errors import BundleError, CheckFailed
 from edgevqa.runtime.hashing import sha256_file
 from edgevqa.runtime.machine import read_machine
 from edgevqa.runtime.plans import is_plan, read_header, readable_version
@@ -28,19 +30,25 @@ def inspect_engine_file(path: Path, *, as_json: bool) -> None:
     header = read_header(path)
     beside = path.parent / RECORD_NAME
     record = decode_record(beside.read_bytes(), where=str(beside)) if beside.is_file() else None
+    verdict, damage = _hash_verdict(path, record)
     if as_json:
-        print_json({"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record})
+        found = {"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record}
+        print_json({**found, "file_hash": verdict})
+        if damage:
+            raise typer.Exit(CheckFailed.exit_code)
         return
     print_pairs(
         [
             ("plan", f"{path}, {readable_bytes(path.stat().st_size)}"),
             ("flavour", header.flavour),
             ("version", readable_version(header.version)),
-            ("file hash", _hash_verdict(path, record)),
+            ("file hash", verdict),
         ]
     )
     if record is not None:
         print_engines(str(beside), record)
+    if damage:
+        raise CheckFailed(f"{path} {damage}. Build it again: edgevqa build BUNDLE --target TARGET")
 
 
 def print_engines(title: str, record: EngineRecord) -> None:
@@ -116,8 +124,11 @@ def _fits(record: EngineRecord, path: Path) -> str:
     return "Nothing speaks against this machine; TensorRT has the last word."
 
 
-def _hash_verdict(path: Path, record: EngineRecord | None) -> str:
+def _hash_verdict(path: Path, record: EngineRecord | None) -> tuple[str, str]:
+    """What is said of the file's hash, and what is wrong with the file, if anything."""
     engine = None if record is None else record.graphs.get(path.stem)
     if engine is None:
-        return "not recorded"
-    return "as recorded" if sha256_file(path) == engine.sha256 else f"DIFFERS from {RECORD_NAME}: damaged or replaced"
+        return "not recorded", ""
+    if sha256_file(path) == engine.sha256:
+        return "as recorded", ""
+    return f"DIFFERS from {RECORD_NAME}: damaged or replaced", f"is not the engine that {RECORD_NAME} names"

@@ -57,6 +57,8 @@ def inspect(
         _print_parity(name, parity)
     for key in bundle.manifest.engines:
         print_engines(key, load_record(bundle, key))
+    for why in bundle.damaged_engines.values():
+        print_text(why)
 
 
 def _summary(path: Path, manifest: Manifest, size_bytes: int) -> Iterator[tuple[str, str]]:

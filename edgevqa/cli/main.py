@@ -51,7 +51,8 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "ask": CommandEntry("edgevqa.cli.ask:ask", "Answer questions about a picture."),
     "search": CommandEntry(
-        "edgevqa.cli.search:search", "Find the pictures of a folder that fit a text best, with a dual encoder such as CLIP."
+        "edgevqa.cli.search:search",
+        "Find the pictures of a folder that fit a text best, with a dual encoder such as CLIP.",
     ),
     "bench": CommandEntry("edgevqa.cli.bench:bench", "Measure latency without a data set."),
     "build": CommandEntry(
@@ -66,7 +67,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "features": CommandEntry(
         "edgevqa.cli.features:features",
-        "Write an encoder's features of a picture, or the picture restored from a part of its patches."
+        "Write an encoder's features of a picture, or the picture restored from a part of its patches.",
     ),
     "graph": CommandEntry("edgevqa.cli.graph:app", "Run one graph of a bundle on given arrays."),
     "inspect": CommandEntry(
@@ -125,7 +126,7 @@ class LazyGroup(TyperGroup):
 
 def report(error: BaseException, *, debug: bool) -> int | None:
     """Write the error's message to standard error and return its exit code; None for what is typer's, or a bug."""
-    if isinstance(error, KeyboardInterrupt):
+    if _is_interrupt(error):
         sys.stderr.write("\nInterrupted.\n")
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -143,6 +144,15 @@ def report(error: BaseException, *, debug: bool) -> int | None:
         traceback.print_exception(type(error), error, error.__traceback__)
     sys.stderr.write(f"error: {known}\n")
     return known.exit_code
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: within a native module's import it comes as an ImportError."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_typers(error: Exception) -> bool:

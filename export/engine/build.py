@@ -13,7 +13,7 @@ from edgevqa.export.engine.estimate import check_budget
 from edgevqa.export.engine.flavours import Toolkit, load_toolkit, refuse_impossible
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.process import TimeLeft, run_job
-from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
+from edgevqa.export.engine.profiles import axis_ranges, check_axes, graph_profiles
 from edgevqa.export.engine.protocol import Built, Job
 from edgevqa.export.engine.store import EngineStore
 from edgevqa.runtime.bundle import Bundle
@@ -24,6 +24,7 @@ from edgevqa.runtime.machine import Machine, read_machine
 from edgevqa.runtime.manifest import EngineSet, Manifest, VariantSpec
 from edgevqa.runtime.paths import cache_dir
 from edgevqa.runtime.questions import Questions
+from edgevqa.runtime.staging import refuse_mount
 
 Report = Callable[[str, int, int], None]
 _PREFERENCE = ("mixed", "int8", "fp16", "fp32")
@@ -50,11 +51,13 @@ def build(bundle_path: str | Path, options: BuildOptions, *, report: Report | No
     started = time.monotonic()
     report = report or (lambda what, done, total: None)
     bundle = Bundle.open(bundle_path)
+    refuse_mount(bundle.root)  # before the work, not at its end
     variant = choose_buildable(bundle, options)
     spec = bundle.variant(variant)
     toolkit = load_toolkit(options.row)
     refuse_impossible(options, toolkit)
     check_budget(spec.graphs, spec.numerics, options.memory_budget_bytes)
+    check_axes(options.axes, spec.graphs)
     main = Questions.of(bundle).main
     ranges = axis_ranges(bundle.manifest, spec.graphs, options, template=None if main is None else main.template_tokens)
     profiles = {name: graph_profiles(name, graph, ranges) for name, graph in spec.graphs.items()}

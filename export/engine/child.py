@@ -18,6 +18,7 @@ from edgevqa.export.engine.network import advice, high_layers, parse_network, te
 from edgevqa.export.engine.protocol import Built, Job, Phase, Refused, encode_line
 from edgevqa.runtime.engines import Profile
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError
+from edgevqa.runtime.staging import explain_write_error
 
 _TOLD_EVERY_S = 0.2
 # Said of every build, and true of ours: the runtime binds INT64, and TensorRT-RTX tunes when it loads.
@@ -50,6 +51,11 @@ def main() -> int:
             return 130
         except EdgeVQAError as error:
             line = encode_line(Refused(message=str(error), exit_code=error.exit_code))
+        except OSError as error:
+            clear = explain_write_error(error, Path(job.engine))
+            if clear is None:
+                raise
+            line = encode_line(Refused(message=str(clear), exit_code=clear.exit_code))
         _write(out, line)
     return 0
 

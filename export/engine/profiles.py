@@ -116,6 +116,15 @@ def _rows(usual: int, most: int) -> dict[str, Range]:
     return {"batch": rows, "image": rows}
 
 
+def check_axes(given: Mapping[str, Range], graphs: Mapping[str, GraphSpec]) -> None:
+    """Raise `InputError` for ranges of an axis that no graph has."""
+    tensors = [tensor for graph in graphs.values() for tensor in graph.inputs]
+    known = sorted({axis for tensor in tensors for axis in tensor.shape if isinstance(axis, str)})
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError(f"--axis {unknown[0]}: no graph has that axis. The axes are {', '.join(known) or 'none'}.")
+
+
 def graph_profiles(name: str, graph: GraphSpec, ranges: Sequence[Mapping[str, Range]]) -> list[Profile]:
     """One graph's profiles, each once. Raises `InputError` naming an axis without a range."""
     found: list[Profile] = []

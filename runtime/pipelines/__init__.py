@@ -39,7 +39,7 @@ def flow_entry(manifest: Manifest) -> FlowEntry:
     if manifest.pipeline not in FLOWS:
         raise BundleError(
             f"The bundle asks for the pipeline '{manifest.pipeline}'; this edgevqa has {', '.join(FLOWS)}. "
-            "Upgrade edgevqa."
+            f"It was made by edgevqa {manifest.edgevqa_version}. Upgrade edgevqa, or export the bundle again."
         )
     return FLOWS[manifest.pipeline]
 

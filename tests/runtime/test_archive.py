@@ -20,6 +20,7 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import BundleError, InputError, UnavailableError
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.staging import refuse_mount
 
 Snapshot = Callable[[Path], dict[str, bytes]]
 Member = tuple[tarfile.TarInfo, bytes]
@@ -256,3 +257,17 @@ def test_progress_reaches_the_total(fake_bundle: Bundle, tmp_path: Path) -> None
     calls.clear()
     unpack(file, tmp_path / "out", progress=lambda name, done, total: calls.append((name, done, total)))
     assert calls[-1][1:] == (total, total)
+
+
+def test_a_pipe_is_not_replaced_by_a_file(fake_bundle: Bundle, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.tar"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"pipe.tar is a device or a pipe; expected the name of a file"):
+        pack(fake_bundle, pipe, overwrite=True)
+    assert pipe.is_fifo()
+    assert not [name for name in names(tmp_path) if "partial" in name]
+
+
+def test_a_mount_point_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(InputError, match=r"/ is a mount point.*a folder below it"):
+        refuse_mount(Path("/"))

@@ -255,3 +255,17 @@ def test_a_target_says_why_for_each_precision_it_lacks(name: str) -> None:
     lacking = {"fp32", "fp16", "bf16", "int8", "mixed", "fp8"} - set(row.numerics)
     assert lacking <= set(row.cannot), "each has a reason"
     assert row.opset <= row.max_opset
+
+
+def test_damaged_engines_do_not_stop_the_rest_of_a_bundle(
+    with_engine: Callable[..., tuple[Bundle, EngineRecord]],
+) -> None:
+    bundle, _ = with_engine()
+    (bundle.root / f"engines/{KEY}/projector.engine").write_bytes(b"")
+    found = Bundle.open(bundle.root)
+    assert found.manifest.engines == {}
+    with pytest.raises(
+        BundleError, match=rf"engines '{KEY}'.* are damaged: .*edgevqa build .* --target jetson-orin-jp6"
+    ):
+        load_record(found, KEY)
+    assert any(not report.passed for report in found.verify()), "verify still tells"

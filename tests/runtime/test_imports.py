@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,13 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Oracle'"):
         _ = edgevqa.runtime.Oracle
+
+
+def test_onnxruntime_keeps_no_record_of_the_user(tmp_path: Path) -> None:
+    """Its builds queue usage data in the cache folder, with a device id, unless they are told not to."""
+    code = "import edgevqa.runtime, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name.lower()]

@@ -13,7 +13,7 @@ from edgevqa.export.engine.estimate import check_budget, estimate_bytes
 from edgevqa.export.engine.flavours import check_version
 from edgevqa.export.engine.network import advice, parser_message
 from edgevqa.export.engine.options import BuildOptions, parse_axis, parse_size
-from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
+from edgevqa.export.engine.profiles import axis_ranges, check_axes, graph_profiles
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import CheckFailed, InputError
 from edgevqa.runtime.manifest import TensorSpec
@@ -157,3 +157,10 @@ def test_parser_errors_name_graph_layer_and_fix() -> None:
     assert "edgevqa quantize BUNDLE --precision int8 --target rtx" in message
     assert "1 more" in message
     assert "Raise --workspace" in advice("could not find tactic: insufficient workspace", "rtx")
+
+
+def test_a_range_of_an_axis_that_no_graph_has_is_refused(bundle: Bundle) -> None:
+    graphs = bundle.variant("fp32").graphs
+    check_axes({"batch": (1, 2, 3)}, graphs)
+    with pytest.raises(InputError, match=r"--axis bacth: no graph has that axis. The axes are batch, capacity"):
+        check_axes({"bacth": (1, 2, 3)}, graphs)

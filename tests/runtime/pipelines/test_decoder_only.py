@@ -70,7 +70,7 @@ class Uncached:
         row, mask = np.array([ids]), np.ones((1, len(ids)), np.int64)
         states = graphs["question_encoder"].run({"input_ids": row, "attention_mask": mask})["question_states"]
         trunk = graphs["vision_trunk"].run(inputs)["trunk_states"]
-        fused = {"trunk_states": trunk, "question_states": states, "attention_mask": mask}
+        fused: dict[str, Any] = {"trunk_states": trunk, "question_states": states, "attention_mask": mask}
         return graphs["vision_fusion"].run(fused)["image_embeds"].numpy()
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
