@@ -6,10 +6,13 @@ Source of the layout: ONNX external data (`location`, `offset`, `length`), align
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 ALIGNMENT = 4096  # a page, so that a tensor can be mapped on its own
 INLINE_BYTES = 1024  # scalars, shapes and small vectors stay in the graph file
@@ -41,7 +44,7 @@ class SharedWeights:
         ir.save(model, path)
 
     def _store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        data = tensor.tobytes()
+        data = _bytes_of(tensor)
         key = hashlib.sha256(data).digest()
         if key not in self._offsets:
             self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
@@ -56,3 +59,11 @@ class SharedWeights:
             name=tensor.name or "",
             base_dir=self.path.parent,
         )
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """The tensor as it is written; without a copy where numpy holds it so already."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return tensor.tobytes()
+    found: NDArray[np.uint8] = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+    return found.data

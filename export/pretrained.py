@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from edgevqa.export.sources import Source, hash_files
+from edgevqa.export.sources import Source, hash_files, read_json
+from edgevqa.export.streaming import load_buffers, streamed_state
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import SourceSpec
 
@@ -17,16 +19,31 @@ SHOWN = 5
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
+def architecture(folder: Path, known: Collection[str]) -> str:
+    """Which of the family's model classes the folder holds: the first known one in `architectures` of its config.json.
+
+    Raises `CheckpointError` that lists the known where there is none of them.
+    """
+    listed = read_json(folder / "config.json", what="it says which model the folder holds").get("architectures") or []
+    found = next((name for name in listed if name in known), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has the architectures {listed}; expected one of {', '.join(known)}. "
+            "Use a checkpoint with one of these heads."
+        )
+    return str(found)
+
+
 def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = ()) -> Any:
     """`model_class.from_pretrained(folder)` in float32 and eval mode, with eager attention.
 
     transformers fills in random numbers for weights that a checkpoint lacks. Here that is a `CheckpointError`, unless their
-    names begin with one of `ignored`, which the exported graphs do not use.
+    names begin with one of `ignored`, which the exported graphs do not use. Weights of a big checkpoint in half precision
+    stay in its files (`export/streaming.py`).
     """
+    state = streamed_state(folder)
     try:
-        model, found = model_class.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True
-        )
+        model, found = _loaded(model_class, folder, state)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
@@ -39,6 +56,28 @@ def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = 
             f"{', '.join(wrong[:SHOWN])}{more}. Check that it is a whole checkpoint of that architecture."
         )
     return model.eval()
+
+
+def _loaded(model_class: Any, folder: Path, state: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+    """The model and what was missing. transformers takes `state` in place of a folder, not beside it."""
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    if state is None:
+        return model_class.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[no-any-return]
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    model, found = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+    if model.can_generate():
+        model.generation_config = _generation_config(folder)
+    load_buffers(model)
+    return model.requires_grad_(False), found
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    """As `from_pretrained` finds it: a file of its own, else what config.json says about generating."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(
+        folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+    )
 
 
 def source_spec(source: Source, model: Any) -> SourceSpec:

@@ -7,7 +7,7 @@ activations, one an output channel for weights; zero points of 0, written out), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgevqa.calibration.linears import Linear
 from edgevqa.calibration.quantization.formats import Floats, Scale, store_weight
 from edgevqa.calibration.quantization.recipe import BLOCKS_OPSET, WeightBits
-from edgevqa.calibration.quantization.weight_only import store_blocks, tensor_of
+from edgevqa.calibration.quantization.weight_only import BlockTensors
 from edgevqa.runtime.errors import InputError
 
 LEAST_OPSET = {"fp32": 13, "fp16": 19}  # 13: one scale a channel; 19: scales in FP16
@@ -59,16 +59,22 @@ class Placer:
             use.node.replace_input_with(0, self.round_trip(use.node, 0, scale, tensor))
             use.node.replace_input_with(1, ready)
 
-    def quantise_weight(self, linear: Linear, weight: Floats, size: int, bits: WeightBits) -> None:
-        """Quantise a layer's `weight` (in, out) alone, in blocks of `size` inputs."""
-        raise_opset(self.model, BLOCKS_OPSET)
-        stored, scales = store_blocks(weight, size, bits)
+    def quantise_weight(self, linear: Linear, read: Callable[[], Floats], size: int, bits: WeightBits) -> None:
+        """Quantise a layer's weight alone, in blocks of `size` inputs; INT8 with one block has one scale an output channel.
+
+        `read` gives the weight (in, out); it is called when the graph is written, so that one weight is in memory at a time.
+        """
+        whole = bits == "int8" and size == linear.in_features
+        attributes = {"axis": linear.out_axis} if whole else {"axis": 1 - linear.out_axis, "block_size": size}
+        if whole:
+            self._check_opset(LEAST_OPSET["fp16"])
+        else:
+            raise_opset(self.model, BLOCKS_OPSET)
+        shape = (linear.in_features, linear.out_features)
+        blocks = BlockTensors(read, shape, size, bits, transposed=linear.out_axis == 0)
         name = str(linear.weight.name)
-        constants: list[ir.TensorProtocol] = [
-            tensor_of(_as_stored(stored, linear), bits, f"{name}.quantized"),
-            ir.Tensor(_as_stored(scales, linear), name=f"{name}.scale"),
-        ]
-        ready = self._dequantise_weight(linear, constants, {"axis": 1 - linear.out_axis, "block_size": size})
+        constants = [blocks.integers(f"{name}.quantized"), blocks.scales(f"{name}.scale", flat=whole)]
+        ready = self._dequantise_weight(linear, constants, attributes)
         for use in linear.uses:
             use.node.replace_input_with(1, ready)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,13 +160,13 @@ class Quantizer:
         return spec, written
 
     def _place(self, placer: Placer, linear: Linear, plan: LayerPlan) -> None:
-        weight = self._plan.smoothings[plan.layer.graph].weight(plan.layer.linear)
+        read = functools.partial(self._plan.smoothings[plan.layer.graph].weight, plan.layer.linear)
         if plan.scales is None:
-            bits = self.recipe.weight_only[plan.layer.graph]
-            placer.quantise_weight(linear, weight, self.recipe.block_size, bits)
+            size = self.recipe.block_of(plan.layer.graph, linear.in_features)
+            placer.quantise_weight(linear, read, size, self.recipe.weight_only[plan.layer.graph])
             return
         inputs = [(tensor[1], self._plan.scales[tensor]) for tensor in plan.layer.tensors]
-        placer.quantise_linear(linear, weight, plan.scales, inputs)
+        placer.quantise_linear(linear, read(), plan.scales, inputs)
         if plan.corrections is not None:
             placer.add_bias(linear, plan.corrections)
 

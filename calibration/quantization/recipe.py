@@ -47,11 +47,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise InputError(f"--method {self.method}: expected {AUTO} or one of {', '.join(METHODS)}.")
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"Blocks of {self.block_size} inputs: expected one of {BLOCK_SIZES}.")
-        if self.weight_only and self.max_opset < BLOCKS_OPSET:
-            raise InputError(
-                f"Weights in blocks need opset {BLOCKS_OPSET}, and the target reads up to {self.max_opset}. "
-                "Use --decoder int8."
-            )
+
+    def block_of(self, graph: str, inputs: int) -> int:
+        """How many of a layer's `inputs` share a scale, in a graph of `weight_only`.
+
+        All of them where INT8 is written for a target that reads no opset with blocks. INT4 is in blocks everywhere:
+        TensorRT reads that since 10.0 (release notes), whatever opset its parser lists.
+        """
+        whole = self.weight_only[graph] == "int8" and self.max_opset < BLOCKS_OPSET
+        return inputs if whole else self.block_size
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as the manifest keeps it."""

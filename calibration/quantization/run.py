@@ -14,6 +14,7 @@ from edgevqa.calibration.observation.ranges import METHODS
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import InputError, require
 from edgevqa.runtime.manifest import VariantSpec
+from edgevqa.runtime.staging import refuse_mount
 from edgevqa.runtime.targets import target
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise InputError(f"--samples {self.samples}: expected at least 1.")
         if not 0 <= self.min_agreement <= 100:
             raise InputError(f"--min-agreement {self.min_agreement:g}: expected a percentage from 0 to 100.")
+        if self.max_drop < 0:
+            raise InputError(f"--max-drop {self.max_drop:g}: expected the points that may be lost, 0 or more.")
         for name in self.targets:
             target(name).numerics_of(self.precision)
 
@@ -99,7 +102,8 @@ class Quantized:
 def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Report | None = None) -> Quantized:
     """Add the variants that `options` asks for to a calibrated bundle, in place of those of the same names.
 
-    A bundle without calibration is calibrated first where there is data. The bundle is changed at the very end, with all
+    A bundle without calibration is calibrated first where there is data; where there is none, a decoder's weights can be
+    quantised alone all the same, inside float32, and all else stays float. The bundle is changed at the very end, with all
     new variants, or not at all. Raises `InputError` for a bundle without calibration and data, targets that cannot run
     the precision, and data that cannot be used; `CheckFailed` where a variant's answers differ too much, or no mixed
     variant holds the budget.
@@ -111,7 +115,8 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
     started = time.perf_counter()
     advance = report or (lambda what, done, total: None)
     bundle = Bundle.open(bundle_path)
-    calibrated = bundle.manifest.calibration is None
+    refuse_mount(bundle.root)  # before the work, not at its end
+    calibrated = bundle.manifest.calibration is None and not _weights_alone(bundle, options)
     if calibrated:
         bundle = _calibrate(bundle, options, advance)
     made, warnings = write_variants(bundle, options, advance)
@@ -140,6 +145,13 @@ def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Bund
         data=options.data, samples=max(1, min(512, size * 3 // 4)), seed=options.seed, threads=options.threads
     )
     return calibrate(bundle.root, chosen, report=report).bundle
+
+
+def _weights_alone(bundle: Bundle, options: QuantizeOptions) -> bool:
+    """Whether what is asked for needs no calibration: weights of the decoder, and no FP16, which may overflow."""
+    names = options.targets or (bundle.manifest.target,)
+    alone = options.precision == "int8" and options.decoder in ("weight-int8", "weight-int4") and options.data is None
+    return alone and all(target(name).numerics_of("int8")[0].endswith("-fp32") for name in names)
 
 
 def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics,
 from edgevqa.calibration.observation.summary import Summary
 from edgevqa.calibration.quantization.answer_check import AnswerCheck, AnswerChecker
 from edgevqa.calibration.quantization.quantizer import Quantizer
-from edgevqa.calibration.quantization.recipe import AUTO, Recipe, WeightBits
+from edgevqa.calibration.quantization.recipe import AUTO, BLOCKS_OPSET, Recipe, WeightBits
 from edgevqa.calibration.quantization.run import LanguageMode, QuantizedVariant, QuantizeOptions
 from edgevqa.calibration.quantization.variant_report import (
     GUARDED,
@@ -30,6 +30,7 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import CheckFailed, InputError
 from edgevqa.runtime.manifest import Manifest, Numerics, VariantSpec
+from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.targets import Target, target
 
 ENCODERS = ("question_encoder", "language_encoder")
@@ -54,8 +55,10 @@ def write_variants(
 ) -> tuple[list[QuantizedVariant], list[str]]:
     """The new variants, published, and warnings about all of them. Raises as `quantize` does."""
     numerics = wanted_numerics(bundle, options)
-    statistics = load_statistics(bundle)
+    statistics = {} if bundle.manifest.calibration is None else load_statistics(bundle)
     checker, warnings = _checker(bundle, options)
+    if not statistics:
+        warnings.append("The bundle has no calibration: only the decoder's weights were quantised, all else is float.")
     run = _Run(bundle, options, statistics, checker, report)
     kinds = {} if options.precision in ("fp16", "bf16") else numerics
     jobs = [run.prepare(kind, targets) for kind, targets in kinds.items()]
@@ -135,7 +138,7 @@ class _Run:
             overflow={name: list(graph.cast.kept) for name, graph in by_graph.items() if graph.cast is not None},
             check=check,
             search=job.search,
-            warnings=_warnings(check, asked=self.checker is not None),
+            warnings=[*_warnings(check, asked=self.checker is not None), *_opset_warnings(job.quantizer.recipe)],
         )
         spec = msgspec.structs.replace(spec, report=writer.add_bytes(found.encode(), f"calibration/{job.name}.json"))
         return QuantizedVariant(name=job.name, spec=spec, report=found, check=check, size_bytes=found.size_bytes)
@@ -168,6 +171,8 @@ class _Run:
 
     def _calibrated_method(self) -> str:
         """The method that `edgevqa calibrate` was told."""
+        if self.bundle.manifest.calibration is None:
+            return AUTO
         summary, _ = self.bundle.calibration_paths()
         try:
             return msgspec.json.decode(summary.read_bytes(), type=Summary).method
@@ -197,6 +202,8 @@ def _checker(bundle: Bundle, options: QuantizeOptions) -> tuple[AnswerChecker | 
     """What asks held-out questions, or why nothing is asked."""
     if options.data is None:
         return None, ["No --data was given: only local errors were measured, no answers."]
+    if not flow_entry(bundle.manifest).answers:
+        return None, ["The model gives arrays, no answers: only local errors were measured."]
     open_dataset(options.data)
     try:
         samples = held_out(options.data, bundle.manifest.calibration, seed=options.seed, limit=options.samples)
@@ -218,6 +225,15 @@ def _warnings(check: AnswerCheck | None, *, asked: bool) -> list[str]:
     if check.agreement >= WANTED_AGREEMENT:
         return []
     return [f"{100 - check.agreement:.1f} % of the answers are no longer the float model's. See --precision mixed."]
+
+
+def _opset_warnings(recipe: Recipe) -> list[str]:
+    if recipe.max_opset >= BLOCKS_OPSET or "int4" not in recipe.weight_only.values():
+        return []
+    return [
+        f"INT4 weights need opset {BLOCKS_OPSET}. TensorRT reads them since 10.0, though the target lists opset "
+        f"{recipe.max_opset}; edgevqa could not try it on such a device."
+    ]
 
 
 def _size_bytes(spec: VariantSpec) -> int:

@@ -46,9 +46,10 @@ class HostLayer(nn.Module):
         normed, attention = self.layer_norm1(states), self.self_attn
         query = split_heads(attention.q_proj(normed) * self.scale, self.heads)
         key, value = (split_heads(project(normed), self.heads) for project in (attention.k_proj, attention.v_proj))
-        fused = self.question_reducer is not None and question_states is not None
-        if fused:
-            question = self.question_reducer(question_states)  # (batch, words, vision)
+        reducer: Any = self.question_reducer
+        fused = reducer is not None and question_states is not None
+        if reducer is not None and question_states is not None:
+            question = reducer(question_states)  # (batch, words, vision)
             key = torch.cat([split_heads(attention.k_proj(question), self.heads), key], dim=2)
             value = torch.cat([split_heads(attention.v_proj(question), self.heads), value], dim=2)
         mixed = merge_heads(attend(query, key, value, bias if fused else None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from edgevqa.calibration.quantization.weight_only import round_blocks, store_blo
 from edgevqa.calibration.reading import load_graph
 from edgevqa.calibration.weights import SharedWeights
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import FileSpec
 from edgevqa.runtime.sessions.base import Session, SessionOptions
 
@@ -131,31 +131,76 @@ def test_four_bits_take_an_eighth(decoder: tuple[WeightBits, Path, Quantizer]) -
 def test_a_transposed_weight_is_quantised_along_its_inputs(tmp_path: Path) -> None:
     """Gemm with transB holds (out, in): the blocks run along axis 1."""
     rng = np.random.default_rng(2)
-    weight = rng.standard_normal((6, 32)).astype(np.float32)
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 32]))
-    w = ir.Value(
-        name="layer.weight",
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape([6, 32]),
-        const_value=ir.Tensor(weight, name="layer.weight"),
-    )
-    node = ir.node("Gemm", [x, w], {"transB": 1}, name="layer")
-    node.outputs[0].name, node.outputs[0].dtype = "y", ir.DataType.FLOAT
-    node.outputs[0].shape = ir.Shape([2, 6])
-    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 20}, name="g")
-    model = ir.Model(graph, ir_version=10)
+    weight = rng.standard_normal((32, 6)).astype(np.float32)
+    model = product(weight, transposed=True)
     placer = Placer(model)
-    linear = find_linears(graph)["layer"]
-    placer.quantise_weight(linear, linear.matrix(), 16, "int8")
+    linear = find_linears(model.graph)["layer"]
+    placer.quantise_weight(linear, linear.matrix, 16, "int8")
     placer.finish()
     with SharedWeights(tmp_path / "weights.data") as weights:
         weights.write_graph(model, tmp_path / "g.onnx")
     rows = rng.standard_normal((2, 32)).astype(np.float32)
     with open_graph(tmp_path / "g.onnx", "onnxruntime") as session:
         got = session.run({"x": rows})["y"].numpy()
-    np.testing.assert_allclose(got, rows @ round_blocks(np.ascontiguousarray(weight.T), 16, "int8"), atol=5e-2)
+    np.testing.assert_allclose(got, rows @ round_blocks(weight, 16, "int8"), atol=5e-2)
 
 
-def test_a_target_that_reads_no_blocks_is_refused() -> None:
-    with pytest.raises(InputError, match="need opset 21, and the target reads up to 20"):
-        Recipe(numerics="s8-fp16", weight_only={DECODER: "int4"}, max_opset=20)
+def product(weight: np.ndarray, *, transposed: bool) -> ir.Model:
+    """`x` (2, in) times `weight` (in, out), stored (out, in) where it is transposed."""
+    inputs, outputs = weight.shape
+    stored = np.ascontiguousarray(weight.T) if transposed else weight
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, inputs]))
+    w = ir.Value(
+        name="layer.weight",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(stored.shape),
+        const_value=ir.Tensor(stored, name="layer.weight"),
+    )
+    node = ir.node("Gemm", [x, w], {"transB": int(transposed)}, name="layer")
+    node.outputs[0].name, node.outputs[0].dtype = "y", ir.DataType.FLOAT
+    node.outputs[0].shape = ir.Shape([2, outputs])
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 20}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+@pytest.mark.parametrize(("bits", "opset", "scales"), [("int8", 20, (6,)), ("int4", 21, (2, 6))])
+def test_what_a_target_of_opset_20_gets(bits: WeightBits, opset: int, scales: tuple[int, ...], tmp_path: Path) -> None:
+    """INT8 with one scale an output channel, which every opset has; INT4 in blocks, which TensorRT 10 reads anyway."""
+    recipe = Recipe(numerics="s8-fp16", weight_only={DECODER: bits}, max_opset=20, block_size=32)
+    weight = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
+    model = product(weight, transposed=False)
+    linear = find_linears(model.graph)["layer"]
+    placer = Placer(model, max_opset=20)
+    placer.quantise_weight(linear, linear.matrix, recipe.block_of(DECODER, 64), bits)
+    placer.finish()
+    assert model.opset_imports[""] == opset
+    found = model.graph.initializers["layer.weight.scale"].const_value
+    assert found is not None
+    assert tuple(found.shape.numpy()) == scales
+    expected = round_blocks(weight, recipe.block_of(DECODER, 64), bits)
+    rows = np.random.default_rng(4).standard_normal((2, 64)).astype(np.float32)
+    with SharedWeights(tmp_path / "weights.data") as weights:
+        weights.write_graph(model, tmp_path / "g.onnx")
+    with open_graph(tmp_path / "g.onnx", "onnxruntime") as session:
+        np.testing.assert_allclose(session.run({"x": rows})["y"].numpy(), rows @ expected, atol=2e-1)
+
+
+def test_one_weight_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    """Nothing is computed before the graph is written, each weight once, and the copy is dropped after."""
+    weight = np.ones((64, 40), dtype=np.float32)
+    model = product(weight, transposed=True)
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def read() -> np.ndarray:
+        copied = weight.copy()
+        alive.append(weakref.ref(copied))
+        return copied
+
+    placer = Placer(model)
+    placer.quantise_weight(find_linears(model.graph)["layer"], read, 32, "int8")
+    placer.finish()
+    assert not alive
+    with SharedWeights(tmp_path / "weights.data") as weights:
+        weights.write_graph(model, tmp_path / "g.onnx")
+    assert len(alive) == 1
+    assert alive[0]() is None

@@ -1,0 +1,103 @@
+"""Export a LLaVA of real size from bfloat16 weights, and measure the memory that it needs.
+
+    python -m benchmarks.big_checkpoint SCRATCH [--shape llava-1.5-7b] [--verify]
+
+The weights are random, in the hub's format and names. SCRATCH needs three times the checkpoint: 42 GB for LLaVA-1.5-7B, whose
+float32 graphs have 28 GB. Without --verify the graphs are written and not compared with PyTorch; the row says so.
+Writes or replaces the shape's row in benchmarks/results/big_checkpoint.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.big_folder import SHAPES, write
+from benchmarks.memory import Watched, watch
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.machine import describe_machine
+
+RESULT = Path(__file__).parent / "results" / "big_checkpoint.json"
+FACTOR, ALLOWANCE_MB = 1.5, 2048  # the bar: 1.5 x the largest graph's weights as the checkpoint stores them, plus 2 GB
+COMMAND = "from edgevqa.cli.main import main; main()"
+BAR = (
+    "anonymous memory and mapped pages together, at most 1.5 x the weights of the largest graph, in the checkpoint's own "
+    "2 bytes a weight, plus 2 GB"
+)
+
+
+def main() -> None:
+    """Make the folder, export it, print, write, remove both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="llava-1.5-7b")
+    parser.add_argument("--verify", action="store_true")
+    arguments = parser.parse_args()
+    folder = arguments.scratch / arguments.shape
+    row = row_of(folder, arguments.shape, verify=arguments.verify)
+    shutil.rmtree(folder)
+    print(json.dumps(row, indent=2), flush=True)
+    record(row)
+    if not row["held"]:
+        sys.exit(1)
+
+
+def row_of(folder: Path, shape: str, *, verify: bool) -> dict[str, Any]:
+    """Export the shape in a process of its own; the folder is left."""
+    checkpoint = write(folder / "checkpoint", shape)
+    bundle = folder / "out.bundle"
+    words: list[str | Path] = ["export", checkpoint, "-o", bundle, *([] if verify else ["--no-verify"])]
+    load_before = os.getloadavg()[0]
+    found = watch([sys.executable, "-c", COMMAND, *words])
+    return described(shape, checkpoint, Bundle.open(bundle, check=False), found) | {
+        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)]
+    }
+
+
+def described(shape: str, checkpoint: Path, bundle: Bundle, found: Watched) -> dict[str, Any]:
+    """The row of one export."""
+    manifest = bundle.manifest
+    graphs = manifest.variants["fp32"].graphs
+    largest = max(graphs.values(), key=lambda graph: graph.parameters)
+    bar = FACTOR * largest.parameters * 2 / 2**20 + ALLOWANCE_MB
+    parity = manifest.parity.get("fp32")
+    return {
+        "shape": shape,
+        "parameters": manifest.source.parameters,
+        "stored_as": "bfloat16",
+        "checkpoint_mb": round(sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) / 2**20),
+        "bundle_mb": round(sum(file.size_bytes for file in manifest.files()) / 2**20),
+        "graphs": {name: graph.parameters for name, graph in graphs.items()},
+        "seconds": round(found.seconds),
+        "cpu_seconds": round(found.cpu_seconds),
+        "peak_anonymous_mb": round(found.peak_anonymous_mb),
+        "peak_mapped_mb": round(found.peak_mapped_mb),
+        "peak_mb": round(found.peak_mb),
+        "bar_mb": round(bar),
+        "held": found.peak_mb <= bar,
+        "compared": "not compared with PyTorch (--no-verify)"
+        if parity is None
+        else {
+            "worst_difference": max(row.max_abs_diff for row in parity.rows),
+            "answers_identical": f"{parity.answers_identical} of {parity.answers_compared}",
+            "left_out": list(parity.left_out),
+        },
+    }
+
+
+def record(row: dict[str, Any]) -> None:
+    """Put the row into the results, in place of the shape's own."""
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
+    rows = [each for each in rows if each["shape"] != row["shape"]] + [row | {"machine": describe_machine()}]
+    rows.sort(key=lambda each: each["parameters"])
+    written = {"bar": BAR, "rows": rows}
+    RESULT.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
