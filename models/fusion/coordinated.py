@@ -36,4 +36,5 @@ class Coordinated(nn.Module):
 
 def unit(embeds: Tensor) -> Tensor:
     """Every row divided by its length."""
-    return embeds / embeds.norm(dim=-1, keepdim=True)
+    lengths: Tensor = embeds.norm(dim=-1, keepdim=True)
+    return embeds / lengths

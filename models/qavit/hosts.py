@@ -103,13 +103,13 @@ class FusedAttention(nn.Module):
         self.fusion = fusion
         self.asked: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """As the attention of transformers: the states first, weights of attention (None) second."""
+    def forward(self, hidden_states: Tensor, *given: Any, **named: Any) -> tuple[Tensor, None]:
+        """As the attention of transformers: the states first, weights of attention (None) second; no other argument matters."""
         query, key, value = self.inner.project(hidden_states)
         mask: Tensor | None = None
         if self.asked is not None:
             states, question_mask = self.asked
-            _, first_key, first_value = self.inner.project(self.fusion.question_reducer(states))
+            first_key, first_value = self.inner.project(self.fusion.question_reducer(states))[1:]
             batch = hidden_states.shape[0]
             key = torch.cat([first_key.expand(batch, -1, -1), key], dim=1)
             value = torch.cat([first_value.expand(batch, -1, -1), value], dim=1)

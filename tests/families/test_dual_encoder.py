@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +28,7 @@ from edgevqa.export.samples import PICTURES, random_pixels, random_questions, sa
 from edgevqa.export.spec import GraphPlan
 from edgevqa.export.trace import trace
 from edgevqa.models.dual_encoder import DualEncoder
-from edgevqa.models.fusion import FUSIONS
+from edgevqa.models.fusion import FUSIONS, Fusion, MatchingHead
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.manifest import FileSpec, GraphSpec
 from edgevqa.runtime.pipeline import Pipeline
@@ -104,13 +104,15 @@ class Heads(nn.Module):
 
     def __init__(self, models: Mapping[str, DualEncoder]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(
-            {name: nn.ModuleDict({"fusion": model.fusion, "head": model.head}) for name, model in models.items()}
-        )
+        self.parts = nn.ModuleDict()
+        for name, model in models.items():
+            assert model.head is not None
+            self.parts[name] = nn.ModuleDict({"fusion": model.fusion, "head": model.head})
 
     def forward(self, images: list[Tensor], text_states: Tensor, attention_mask: Tensor) -> list[Tensor]:
         found: list[Tensor] = []
-        for (fusion, head), states in zip((part.values() for part in self.parts.values()), images, strict=True):
+        for part, states in zip(self.parts.values(), images, strict=True):
+            fusion, head = cast("tuple[Fusion, MatchingHead]", tuple(cast("nn.ModuleDict", part).values()))
             image, text = states.expand(text_states.shape[0], -1, -1), fusion.project_text(text_states)
             found.append(head(*fusion.mix(image, text, None, attention_mask), None, attention_mask))
         return found
@@ -133,7 +135,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
         name="heads",
         module=Heads(models),
         args=(
-            [torch.randn(1, 17, 32)] * len(OTHERS),
+            [torch.randn(1, 17, 32) for _ in OTHERS],
             torch.randn(2, 5, TEXT_WIDTH),
             torch.ones(2, 5, dtype=torch.int64),
         ),

@@ -48,7 +48,9 @@ class Plain:
     """The mechanisms of one row, a query and a head at a time, from the weights of a module."""
 
     def __init__(self, module: Fusion, image_seen: Array, text_seen: Array) -> None:
-        self.weights = {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
+        self.weights: dict[str, Array] = {
+            name: value.detach().double().numpy() for name, value in module.state_dict().items()
+        }
         self.seen = {"image": image_seen.astype(bool), "text": text_seen.astype(bool)}
 
     def linear(self, name: str, x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def dual_encoder(
     return model.eval()
 
 
-def _unsettle(values: list[tuple[str, torch.Tensor]]) -> None:
+def _unsettle(values: Iterable[tuple[str, torch.Tensor]]) -> None:
     for name, value in values:
         if name.endswith("running_var"):
             value.uniform_(0.5, 2.0)
