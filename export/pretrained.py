@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
+from edgevqa.export.passes import quiet
 from edgevqa.export.sources import Source, hash_files, read_json
 from edgevqa.export.streaming import load_buffers, streamed_state
 from edgevqa.runtime.errors import CheckpointError
@@ -34,6 +37,18 @@ def architecture(folder: Path, known: Collection[str]) -> str:
     return str(found)
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own: exporting shows one already."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = ()) -> Any:
     """`model_class.from_pretrained(folder)` in float32 and eval mode, with eager attention.
 
@@ -43,7 +58,8 @@ def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = 
     """
     state = streamed_state(folder)
     try:
-        model, found = _loaded(model_class, folder, state)
+        with quiet("transformers"), without_progress_bars():
+            model, found = _loaded(model_class, folder, state)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error

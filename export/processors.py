@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgevqa.export.passes import quiet
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import ImageSpec, Resample
 
@@ -16,7 +17,8 @@ def load_image_processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(folder, use_fast=False, local_files_only=True)
+        with quiet("transformers"):  # newer ones call `use_fast` deprecated, older ones know nothing else
+            return AutoImageProcessor.from_pretrained(folder, use_fast=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(

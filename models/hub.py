@@ -7,8 +7,9 @@ from pathlib import Path
 
 from edgevqa.runtime.errors import InputError, NetworkError
 
-SIDE_FILES = ("*.json", "*.model", "*.txt")
+SIDE_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+OLD_WEIGHT_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -22,8 +23,10 @@ def resolve_folder(name: str, *, root: Path, weights: bool = False, revision: st
         return local
     if not _HUB_ID.fullmatch(name):
         raise InputError(f"'{name}' is neither a folder under {root} nor a hub id. Give --root or correct the name.")
-    patterns = [*SIDE_FILES, *(WEIGHT_FILES if weights else ())]
-    return _fetch(name, revision, patterns, root)
+    folder = _fetch(name, revision, [*SIDE_FILES, *(WEIGHT_FILES if weights else ())], root)
+    if weights and not any(folder.glob("*.safetensors")):
+        return _fetch(name, revision, [*SIDE_FILES, *OLD_WEIGHT_FILES], root)
+    return folder
 
 
 def _fetch(name: str, revision: str | None, patterns: list[str], root: Path) -> Path:

@@ -227,5 +227,5 @@ def test_memory_is_that_of_a_few_weights(tmp_path: Path) -> None:
     opened = watch([sys.executable, "-c", RUN_MAPPED, tmp_path / "out.bundle"])
     assert json.loads(opened.output) == [1, 32064]
     assert opened.peak_anonymous_mb < 0.2 * floats_mb
-    assert opened.peak_mapped_mb > 0.8 * floats_mb
+    assert opened.peak_mapped_mb > 0.4 * floats_mb  # pages come and go, and are looked at now and then
     shutil.rmtree(tmp_path)
