@@ -41,8 +41,8 @@ def vocabulary() -> dict[str, int]:
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 
-def save(folder: Path, model_class: Any, *, tidied: bool = False) -> None:
-    """A random model whose outputs differ from picture to picture, and its processor."""
+def save(folder: Path, model_class: Any, *, spread: float = 0.4, tidied: bool = False) -> None:
+    """A random model whose outputs differ from picture to picture, with its processor; `spread` is of the text's weights."""
     torch.manual_seed(0)
     words = vocabulary()
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -54,7 +54,7 @@ def save(folder: Path, model_class: Any, *, tidied: bool = False) -> None:
             "bos_token_id": len(words),
             "sep_token_id": words["[SEP]"],
             "max_position_embeddings": 64,
-            "initializer_range": 0.4,
+            "initializer_range": spread,
         },
         image_text_hidden_size=16,
         initializer_range=0.4,
@@ -115,7 +115,8 @@ class TestBlipCaptions(BlipContract):
 
     @classmethod
     def make(cls, folder: Path) -> None:
-        save(folder, BlipForConditionalGeneration, tidied=True)
+        # More spread gives captions whose logits' float32 rounding alone comes near the tolerance on some processors.
+        save(folder, BlipForConditionalGeneration, spread=0.3, tidied=True)
 
     @classmethod
     def prompt_ids(cls, folder: Path, question: str) -> list[int] | None:
