@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import optimize_ir
 
 from edgevqa.calibration.linears import find_linears
+from edgevqa.export.reshapes import settle_reshapes
 from edgevqa.export.spec import GraphPlan
 
 _SMALL = 4096  # elements; below this a constant may be folded, above it a node stays
@@ -27,6 +28,7 @@ def clean(model: ir.Model, plan: GraphPlan) -> ir.Model:
             output_size_limit=_SMALL,
             should_fold=lambda node: _may_fold(node, parameters),
         )
+    settle_reshapes(model)
     rename_axes(model.graph, plan.relabel)
     free_axes(model.graph, plan.free_axes)
     name_linears(model.graph)

@@ -9,6 +9,9 @@ from edgevqa.runtime.manifest import GraphSpec, Manifest
 Range = tuple[int, int, int]
 """Least, usual and most."""
 USUAL_QUESTION = 12  # tokens
+ENCODER_MASK = "encoder_attention_mask"
+CROSS = ("cross_key.", "cross_value.")
+"""What the names of keys and values begin with that a decoder attends to beside its own."""
 
 
 def question_words(manifest: Manifest, most: int = 0) -> Range:
@@ -28,16 +31,14 @@ def picture_tokens(manifest: Manifest, graphs: Mapping[str, GraphSpec]) -> int |
 
 
 def reads_prompts(graphs: Mapping[str, GraphSpec]) -> bool:
-    """Whether a question is what a decoder's answer begins with, because its encoder does not read it."""
-    encoder = graphs.get("language_encoder")
-    return encoder is not None and all(tensor.name != "input_ids" for tensor in encoder.inputs)
+    """Whether a question is what a decoder's answer begins with, because no encoder reads it."""
+    names = [tensor.name for tensor in graphs["language_decoder"].inputs] if "language_decoder" in graphs else []
+    return any(name.startswith(CROSS) for name in names) and ENCODER_MASK not in names
 
 
 def encoder_keys(manifest: Manifest, graphs: Mapping[str, GraphSpec], words: Range) -> Range | None:
     """Encoder states that a decoder attends to: the picture's tokens, and the question's where the encoder reads it."""
     tokens = picture_tokens(manifest, graphs)
-    if tokens is None:
+    if tokens is None or reads_prompts(graphs):  # a picture's keys alone have a number
         return None
-    if reads_prompts(graphs):
-        return tokens, tokens, tokens
     return tokens + words[0], tokens + words[1], tokens + words[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 import msgspec
@@ -20,6 +20,7 @@ class Graphs:
 
     def __init__(self, sessions: Mapping[str, Session], statistics: Statistics) -> None:
         self.sessions = dict(sessions)
+        self._inputs = {name: {spec.name: spec for spec in each.inputs} for name, each in sessions.items()}
         self.statistics = statistics
 
     @classmethod
@@ -51,15 +52,15 @@ class Graphs:
         with self.statistics.timed(stage or name):
             return self.sessions[name].run(inputs)
 
-    def inputs(self, graph: str) -> dict[str, TensorSpec]:
+    def inputs(self, graph: str) -> Mapping[str, TensorSpec]:
         """The specifications of a graph's inputs, by name."""
-        return {spec.name: spec for spec in self.sessions[graph].inputs}
+        return self._inputs[graph]
 
     def input(self, graph: str, name: str) -> TensorSpec:
         """The specification of a graph's input. Raises `BundleError` where there is none of that name."""
-        for spec in self.sessions[graph].inputs:
-            if spec.name == name:
-                return spec
+        found = self._inputs[graph].get(name)
+        if found is not None:
+            return found
         raise BundleError(f"Graph '{graph}' has no input '{name}'. Export the bundle again.")
 
     def require(self, names: tuple[str, ...]) -> None:
@@ -69,6 +70,13 @@ class Graphs:
             raise BundleError(
                 f"The bundle has no graph {', '.join(missing)}; it has {', '.join(self.sessions)}. Export it again."
             )
+
+    def require_outputs(self, names: Iterable[str]) -> None:
+        """Raise `BundleError` that names the values which no graph gives, if any."""
+        given = {spec.name for session in self.sessions.values() for spec in session.outputs}
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise BundleError(f"No graph of the bundle gives {', '.join(missing)}. Export it again.")
 
     def close(self) -> None:
         """Close every session."""

@@ -30,34 +30,34 @@ def run_one(graphs: Graphs, name: str, inputs: Mapping[str, Value]) -> dict[str,
     return {**graphs.run(name, {each: inputs[each] for each in graphs.inputs(name)})}
 
 
-def see(graphs: Graphs, inputs: Mapping[str, Value]) -> Value:
-    """From pixels (and what a Q-Former reads) to `image_embeds`."""
+def see(graphs: Graphs, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    """From pixels (and what a Q-Former reads) to `image_embeds`, or to the keys and values that a captioner attends to."""
     known = dict(inputs)
     for name in STAGES:
         if name in graphs:
             known |= run_one(graphs, name, known)
-    return known["image_embeds"]
+    return known
 
 
 def encode_decode(graphs: Graphs, inputs: Mapping[str, Value], start: Array) -> dict[str, Value]:
-    """Logits of the token after `start` (batch, tokens), which the decoder reads one by one."""
-    decoder = Decoding(graphs, inputs, start.shape[0], start.shape[1])
-    steps = [decoder.step(column[:, None]) for column in start.T]
-    return {"logits": steps[-1]}
+    """Logits of the token after `start` (batch, tokens), which the decoder reads at once."""
+    return {"logits": Decoding(graphs, inputs, *start.shape).step(start)}
 
 
 class Decoding:
     """A decoder with its encoder's states and a cache, that can be set back."""
 
     def __init__(self, graphs: Graphs, inputs: Mapping[str, Value], batch: int, capacity: int) -> None:
-        encoded = run_one(graphs, ENCODER, {**inputs, "image_embeds": see(graphs, inputs)})
+        encoded = see(graphs, inputs)
+        if ENCODER in graphs:
+            encoded = run_one(graphs, ENCODER, {**inputs, **encoded})
         wanted = graphs.inputs(DECODER)
         self._graphs = graphs
         self._context = {name: value for name, value in encoded.items() if name in wanted}
         self.cache = make_cache(graphs.sessions[DECODER], batch, capacity)
 
     def step(self, tokens: Array) -> Value:
-        """Read one token a row, (batch, 1)."""
+        """Read one token a row, (batch, 1), or a prompt."""
         given: dict[str, Value] = {
             **self._context,
             **self.cache.inputs(),
@@ -79,7 +79,7 @@ class Prompted:
     def read(self, inputs: Mapping[str, Any], grid: tuple[int, int, int] | None = None) -> Value:
         """Logits after the prompt (batch, vocab). Rows may be padded on the left; every row has its own picture."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        embeds = see(self._graphs, inputs)
+        embeds = see(self._graphs, inputs)["image_embeds"]
         images = (ids == self._token) & (mask > 0)
         index = np.where(images, np.cumsum(images, axis=1) - 1, -1)
         positions: Array = np.maximum(np.cumsum(mask, axis=1) - 1, 0)

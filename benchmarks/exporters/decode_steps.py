@@ -113,8 +113,7 @@ def _ours(ready: Prepared) -> Callable[[], Any]:
         return lambda: decoder.step(token)
     start = feed["decoder_input_ids"]
     decoding = Decoding(ready.graphs, feed, 1, start.shape[1] + 1)
-    for column in start.T:
-        decoding.step(column[:, None])
+    decoding.step(start)
 
     def step() -> Any:
         decoding.cache.length = start.shape[1]

@@ -66,9 +66,10 @@ def prepare(subject: Subject, setting: Setting) -> Prepared:
     """Make the model and our bundle of it."""
     torch.manual_seed(0)
     folder, path = setting.scratch / subject.folder / "model", setting.scratch / subject.folder / "ours"
-    if not path.exists():
+    if not folder.exists():
         folder.mkdir(parents=True)
         getattr(checkpoints, subject.folder)(folder)
+    if not path.exists():  # removed by hand, ours alone is exported anew
         export(str(folder), path, ExportOptions(verify=False))
     bundle = Bundle.open(path)
     model = subject.load(folder, attn_implementation="eager")

@@ -1,4 +1,4 @@
-"""BLIP's graphs: the vision transformer, the text encoder that attends to the picture, and the one-token decoder.
+"""BLIP's graphs: the vision transformer, the text encoder that attends to the picture, and the decoder.
 
 Source of the mathematics: BLIP (Li et al., ICML 2022), as transformers computes it.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgevqa.export.components.attention import attend, key_bias, merge_heads, split_heads
 from edgevqa.export.components.causal import KeyValue
-from edgevqa.export.components.cross import attend_past, past_bias
+from edgevqa.export.components.cross import attend_joined, places, slots_bias
 
 
 class BlipVision(nn.Module):
@@ -22,7 +21,7 @@ class BlipVision(nn.Module):
         super().__init__()
         self.vision_model = vision_model
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> Any:
         states = self.vision_model.embeddings(pixel_values)
         for layer in self.vision_model.encoder.layers:
             attention, normed = layer.self_attn, layer.layer_norm1(states)
@@ -32,8 +31,7 @@ class BlipVision(nn.Module):
             mixed = merge_heads(attend(query * attention.scale, key, value))
             states = states + attention.projection(mixed)
             states = states + layer.mlp(layer.layer_norm2(states))
-        out: Tensor = self.vision_model.post_layernorm(states)
-        return out
+        return self.vision_model.post_layernorm(states)
 
 
 class BlipTextEncoder(nn.Module):
@@ -71,20 +69,19 @@ class QuestionEncoder(nn.Module):
         return attention_mask.clone(), cross_pairs(self.text_decoder, states)
 
 
-class PictureEncoder(nn.Module):
-    """`image_embeds` to a mask of ones (batch, tokens) and the decoder's cross keys and values of every layer."""
+class CaptionVision(BlipVision):
+    """`pixel_values` (image, 3, height, width) to the decoder's cross keys and values of every layer."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
+        super().__init__(model.vision_model)
         self.text_decoder = model.text_decoder
 
-    def forward(self, image_embeds: Tensor) -> tuple[Tensor, list[KeyValue]]:
-        mask = torch.ones_like(image_embeds[:, :, 0], dtype=torch.int64)
-        return mask, cross_pairs(self.text_decoder, image_embeds)
+    def forward(self, pixel_values: Tensor) -> Any:
+        return cross_pairs(self.text_decoder, super().forward(pixel_values))
 
 
 class BlipDecoder(nn.Module):
-    """One token: logits (batch, vocab) and the new slot of each layer's cache.
+    """Tokens (batch, length): logits (batch, vocab) after the last, and their slots of each layer's cache.
 
     Slots of `past` (batch, heads, capacity, head) from `cache_length` (1,) on are ignored. Without
     `encoder_attention_mask` every cross key is seen.
@@ -103,20 +100,20 @@ class BlipDecoder(nn.Module):
         encoder_attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         embeddings = self.text_decoder.bert.embeddings
-        position = embeddings.position_embeddings(cache_length)  # (1, text)
+        position = embeddings.position_embeddings(places(decoder_input_ids, cache_length))  # (length, text)
         states = embeddings.LayerNorm(embeddings.word_embeddings(decoder_input_ids) + position)
-        hidden = past_bias(past[0][0], cache_length)
+        bias = slots_bias(past[0][0], cache_length, decoder_input_ids)
         seen = None if encoder_attention_mask is None else key_bias(encoder_attention_mask)
         new: list[KeyValue] = []
         for layer, own, other in zip(self.text_decoder.bert.encoder.layer, past, cross, strict=True):
             query, key, value = _project(layer.attention.self, states, states)
             new.append((key, value))
-            states = _mix(layer.attention, attend_past(query, new[-1], own, hidden), states)
+            states = _mix(layer.attention, attend_joined(query, new[-1], own, bias), states)
             query = _query(layer.crossattention.self, states)
             states = _mix(layer.crossattention, attend(query, *other, seen), states)
             states = _feed_forward(layer, states)
         head = self.text_decoder.cls.predictions
-        return head.decoder(head.transform(states)[:, 0]), new
+        return head.decoder(head.transform(states[:, -1:])[:, 0]), new
 
 
 def cross_pairs(text_decoder: Any, states: Tensor) -> list[KeyValue]:

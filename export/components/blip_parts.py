@@ -30,16 +30,16 @@ def image_shape(model: Any) -> tuple[int, int]:
     return int(tokens), int(width)
 
 
-def vision_plan(model: Any, output: str) -> GraphPlan:
-    """The graph `vision`; `output` names its states."""
+def vision_plan(model: Any, *outputs: str, module: BlipVision | None = None) -> GraphPlan:
+    """The graph `vision`, of `module` or of the states alone, with its outputs' names."""
     height, width = image_size(model)
     return GraphPlan(
         name="vision",
-        module=BlipVision(model.vision_model),
+        module=module or BlipVision(model.vision_model),
         args=(random_pixels(2, height=height, width=width),),
         dynamic_shapes=({0: "image"},),
         input_names=["pixel_values"],
-        output_names=[output],
+        output_names=[*outputs],
     )
 
 

@@ -24,39 +24,39 @@ def merge_image(text: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tens
     return torch.where((image_index >= 0)[..., None], picked, text)
 
 
-def causal_bias(past_attention_mask: Tensor, attention_mask: Tensor) -> KeyValue:
-    """Additive biases of the past slots (batch, 1, 1, capacity) and of the new ones (batch, 1, length, length)."""
+def causal_bias(past_attention_mask: Tensor, attention_mask: Tensor, *, groups: int = 1) -> Tensor:
+    """Additive bias (batch, 1, groups * length, capacity + length) of past slots, then new ones.
+
+    `groups` are the query heads of each key head.
+    """
     past = (1.0 - past_attention_mask.to(torch.float32))[:, None, None, :] * MASKED
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    later = (places[None, :] > places[:, None]).to(torch.float32)  # (length, length): the key comes after the query
-    padded = (1.0 - attention_mask.to(torch.float32))[:, None, None, :]
-    return past, torch.maximum(padded, later[None, None]) * MASKED
+    padded = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * MASKED
+    length = attention_mask.shape[1]
+    new = torch.minimum(padded, later_bias(length, attention_mask.device))
+    bias = torch.cat([past.expand(-1, -1, length, -1), new], dim=-1)
+    return bias.repeat(1, 1, groups, 1) if groups > 1 else bias
 
 
-def causal_attend(query: Tensor, new: KeyValue, past: KeyValue, bias: KeyValue) -> Tensor:
+def later_bias(length: int, device: torch.device) -> Tensor:
+    """Additive bias (length, length) that hides the keys which come after a query."""
+    places = torch.arange(length, device=device)
+    return (places[None, :] > places[:, None]).to(torch.float32) * MASKED
+
+
+def causal_attend(query: Tensor, new: KeyValue, past: KeyValue, bias: Tensor) -> Tensor:
     """Attention to past and new slots: (batch, heads, length, head); keys may have fewer heads (grouped queries).
 
-    `query` is scaled already. Scores are joined, never the keys, so that the past stays where it lies.
+    `query` is scaled already; `bias` is of past slots, then new ones. Scores are joined, never the keys, so that the past
+    stays where it lies.
     """
-    heads, groups = query.shape[1], query.shape[1] // new[0].shape[1]
-    if groups > 1:  # queries of one key head are further rows of it
+    groups = query.shape[1] // new[0].shape[1]
+    if groups > 1:  # queries of one key head are further rows of it, until the values are mixed
         query = query.unflatten(1, (-1, groups)).flatten(2, 3)
-
-    def score(key: Tensor, hidden: Tensor) -> Tensor:
-        scores = query @ key.transpose(-1, -2)
-        if groups > 1:
-            scores = scores.unflatten(2, (groups, -1)).flatten(1, 2)
-        return scores + hidden
-
-    scores = torch.cat([score(past[0], bias[0]), score(new[0], bias[1])], dim=-1)
-    weights = torch.softmax(scores, dim=-1)
-    if groups > 1:
-        weights = weights.unflatten(1, (-1, groups)).flatten(2, 3)
+    scores = torch.cat([query @ past[0].transpose(-1, -2), query @ new[0].transpose(-1, -2)], dim=-1)
+    weights = torch.softmax(scores + bias, dim=-1)
     capacity = past[0].shape[2]
     mixed = weights[..., :capacity] @ past[1] + weights[..., capacity:] @ new[1]
-    if groups > 1:
-        mixed = mixed.unflatten(2, (groups, -1)).flatten(1, 2)
-    return mixed.reshape(mixed.shape[0], heads, -1, mixed.shape[-1])
+    return mixed.unflatten(2, (groups, -1)).flatten(1, 2) if groups > 1 else mixed
 
 
 def decoder_plan(

@@ -1,4 +1,4 @@
-"""What decoders that attend to an encoder's states share: one token's attention, and the plans of their two graphs."""
+"""What decoders that attend to an encoder's states share: places and masks of new tokens, and the plans of both graphs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgevqa.export.components.attention import MASKED
-from edgevqa.export.components.causal import KeyValue, layer_names
+from edgevqa.export.components.attention import MASKED, attend
+from edgevqa.export.components.causal import KeyValue, later_bias, layer_names
 from edgevqa.export.samples import random_questions
 from edgevqa.export.spec import GraphPlan
 
-ENCODER, DECODER = "language_encoder", "language_decoder"
-BATCH, WORDS, CAPACITY = 2, 5, 8  # sizes to trace with; each of these axes is dynamic
+VISION, ENCODER, DECODER = "vision", "language_encoder", "language_decoder"
+BATCH, WORDS, CAPACITY, LENGTH = 2, 5, 8, 3  # sizes to trace with; each of these axes is dynamic
 QUESTION_AXES = {0: "batch", 1: "words"}
 
 
@@ -28,33 +28,37 @@ class CrossShape:
     keys: int | None
 
 
-def past_bias(past: Tensor, cache_length: Tensor) -> Tensor:
-    """Additive bias (capacity,) that hides the slots of `past` (batch, heads, capacity, head) from `cache_length` (1,) on."""
-    slots = torch.arange(past.shape[2], device=past.device)
-    return (slots >= cache_length).to(torch.float32) * MASKED
+def places(decoder_input_ids: Tensor, cache_length: Tensor) -> Tensor:
+    """Positions (length,) of the new tokens, the first of which is `cache_length` (1,)."""
+    if _single(decoder_input_ids):
+        return cache_length
+    return cache_length + torch.arange(decoder_input_ids.shape[1], device=cache_length.device)
 
 
-def attend_past(query: Tensor, new: KeyValue, past: KeyValue, bias: Tensor) -> Tensor:
-    """One token's attention to the past and to itself: (batch, heads, 1, head), `query` scaled already.
+def slots_bias(past: Tensor, cache_length: Tensor, decoder_input_ids: Tensor) -> Tensor:
+    """Additive bias (length, capacity + length) of past slots, then new ones.
 
-    Scores are joined, never the keys, so that the past stays where it lies.
+    It hides the slots of `past` (batch, heads, capacity, head) from `cache_length` (1,) on, and new tokens that come later.
     """
-    scores = torch.cat([query @ past[0].transpose(-1, -2) + bias, query @ new[0].transpose(-1, -2)], dim=-1)
-    weights = torch.softmax(scores, dim=-1)
-    capacity = past[0].shape[2]
-    return weights[..., :capacity] @ past[1] + weights[..., capacity:] @ new[1]
+    slots = torch.arange(past.shape[2], device=past.device)
+    hidden = (slots >= cache_length).to(torch.float32)[None] * MASKED
+    if _single(decoder_input_ids):
+        return torch.cat([hidden, torch.zeros(1, 1)], dim=-1)
+    length = decoder_input_ids.shape[1]
+    return torch.cat([hidden.expand(length, -1), later_bias(length, past.device)], dim=-1)
 
 
-def image_encoder_plan(module: nn.Module, shape: CrossShape, *, tokens: int, width: int) -> GraphPlan:
-    """A `language_encoder` that reads only the picture: `image_embeds` to the mask and the cross keys and values."""
-    return GraphPlan(
-        name=ENCODER,
-        module=module,
-        args=(torch.randn(BATCH, tokens, width),),
-        dynamic_shapes=({0: "batch"},),
-        input_names=["image_embeds"],
-        output_names=["encoder_attention_mask", *layer_names("cross", shape.layers)],
-    )
+def attend_joined(query: Tensor, new: KeyValue, past: KeyValue, bias: Tensor) -> Tensor:
+    """Attention to past and new slots: (batch, heads, length, head), `query` scaled already.
+
+    Keys are joined, unlike in `causal_attend`: an answer is short, so that copying its past costs less than more operators.
+    """
+    key, value = (torch.cat(parts, dim=2) for parts in zip(past, new, strict=True))
+    return attend(query, key, value, bias)
+
+
+def _single(decoder_input_ids: Tensor) -> bool:
+    return decoder_input_ids.shape[1] == 1  # to the tracer no dynamic axis is
 
 
 def question_encoder_plan(
@@ -74,13 +78,16 @@ def question_encoder_plan(
 def decoder_plan(module: nn.Module, shape: CrossShape) -> GraphPlan:
     """A `language_decoder` whose forward takes `decoder_input_ids`, `cache_length`, the past and the cross pairs.
 
-    Where the keys are a question's words it takes `encoder_attention_mask` as well; a picture's are all seen.
+    Where the keys are a question's words it takes one token at a time, and `encoder_attention_mask` as well. A picture's keys
+    are all seen, and what is asked are the answer's first tokens, which are read at once.
     """
     asked = shape.keys is None
     keys = WORDS if shape.keys is None else shape.keys
     length = torch.tensor([3])
-    args = (torch.zeros(BATCH, 1, dtype=torch.int64), length, _pairs(shape, CAPACITY), _pairs(shape, keys))
-    axes = ({0: "batch"}, None, _axes(shape, {2: "capacity"}), _axes(shape, {2: "words"} if asked else {}))
+    tokens = torch.zeros(BATCH, 1 if asked else LENGTH, dtype=torch.int64)
+    args = (tokens, length, _pairs(shape, CAPACITY), _pairs(shape, keys))
+    token_axes = {0: "batch"} if asked else {0: "batch", 1: "length"}
+    axes = (token_axes, None, _axes(shape, {2: "capacity"}), _axes(shape, {2: "words"} if asked else {}))
     mask = (torch.ones(BATCH, keys, dtype=torch.int64),) if asked else ()
     return GraphPlan(
         name=DECODER,

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from edgevqa.export.answers import TOKENS, open_tokenizer
-from edgevqa.export.components.cross import DECODER, ENCODER
+from edgevqa.export.components.cross import DECODER, ENCODER, VISION
 from edgevqa.export.samples import arrays, questions_by_picture
 from edgevqa.export.spec import AnswerCase, Case, Loaded, Samples
 from edgevqa.runtime.preprocessing import prepare
 from edgevqa.runtime.text import pad_ids
 
 STEPS = 6  # decoder positions in the cached-decoding check; the last one is compared
+CHUNK = 4  # tokens of a prompt that are read at once
 EXTRA_SLOTS = 3  # unused cache slots, filled with large values that must not be seen
 PROMPTS = ("", "a picture of")
 
@@ -36,10 +37,13 @@ class Encoded:
 
 @torch.no_grad()
 def language_cases(encoded: Encoded, inputs: Mapping[str, Tensor], samples: Samples) -> Iterator[Case]:
-    """A case of `language_encoder`, which gets `inputs`, and one of `language_decoder`.
+    """A case of the graph that gives cross keys and values, and takes `inputs`, and one or two of `language_decoder`.
+
+    That graph is `language_encoder` where a question is read, with its mask, and else `vision`.
 
     The eager decoder reads STEPS tokens at once, each row alone and without its padding, for not every decoder of
-    transformers honours a mask of the encoder's states; the graph gets all but the last token through its cache.
+    transformers honours a mask of the encoder's states; the graph gets all but the last token through its cache, and a
+    graph that reads prompts all but the last CHUNK.
     """
     ids = torch.randint(0, encoded.decoder.config.vocab_size, (len(encoded.states), STEPS))
     masked = encoded.mask is not None
@@ -50,18 +54,29 @@ def language_cases(encoded: Encoded, inputs: Mapping[str, Tensor], samples: Samp
         for row in range(len(ids))
     ]
     logits = torch.cat([decoded.logits[:, -1] for decoded, _ in rows])
+    yield (
+        _case(ENCODER, samples, inputs, {"encoder_attention_mask": mask, **cross})
+        if masked
+        else _case(VISION, samples, inputs, cross)
+    )
+    for length in (1,) if masked else (1, CHUNK):
+        fed, new = _split([decoded for decoded, _ in rows], length)
+        step = {"decoder_input_ids": ids[:, -length:], "cache_length": torch.tensor([STEPS - length]), **fed, **cross}
+        step |= {"encoder_attention_mask": mask} if masked else {}
+        yield _case(DECODER, samples, step, {"logits": logits, **new})
+
+
+def _split(rows: Sequence[Any], length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The keys and values that the rows left: those before the last `length` tokens as a cache, and theirs."""
     fed, new = {}, {}
-    for number in range(len(rows[0][0].past_key_values.self_attention_cache.layers)):
-        layers = [decoded.past_key_values.self_attention_cache.layers[number] for decoded, _ in rows]
+    for number in range(len(rows[0].past_key_values.self_attention_cache.layers)):
+        layers = [decoded.past_key_values.self_attention_cache.layers[number] for decoded in rows]
         keys, values = (torch.cat(parts) for parts in zip(*((each.keys, each.values) for each in layers), strict=True))
         for part, states in (("key", keys), ("value", values)):
             unused = torch.full_like(states[:, :, :EXTRA_SLOTS], 50.0)
-            fed[f"past_{part}.{number}"] = torch.cat([states[:, :, :-1], unused], dim=2)
-            new[f"new_{part}.{number}"] = states[:, :, -1:]
-    yield _case(ENCODER, samples, inputs, {"encoder_attention_mask": mask, **cross})
-    step = {"decoder_input_ids": ids[:, -1:], "cache_length": torch.tensor([STEPS - 1]), **fed, **cross}
-    step |= {"encoder_attention_mask": mask} if masked else {}
-    yield _case(DECODER, samples, step, {"logits": logits, **new})
+            fed[f"past_{part}.{number}"] = torch.cat([states[:, :, :-length], unused], dim=2)
+            new[f"new_{part}.{number}"] = states[:, :, -length:]
+    return fed, new
 
 
 def _read(decoder: Any, ids: Tensor, states: Tensor) -> tuple[Any, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""GPT-2 as a decoder with cross-attention: the picture's cross keys and values, and the one-token decoder.
+"""GPT-2 as a decoder with cross-attention: cross keys and values, and the decoder.
 
 Source of the mathematics: Radford et al. 2019, as transformers computes it. Its Conv1D layers store weights as (in, out),
 which is what MatMul reads: they become Linears under their own names.
@@ -8,33 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgevqa.export.components.attention import attend, merge_heads, split_heads
 from edgevqa.export.components.causal import KeyValue
-from edgevqa.export.components.cross import attend_past, past_bias
+from edgevqa.export.components.cross import attend_joined, places, slots_bias
 
 
-class PictureEncoder(nn.Module):
-    """`image_embeds` to a mask of ones (batch, tokens) and the decoder's cross keys and values of every layer."""
-
-    def __init__(self, decoder: Any) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, image_embeds: Tensor) -> tuple[Tensor, list[KeyValue]]:
-        mask = torch.ones_like(image_embeds[:, :, 0], dtype=torch.int64)
-        cross: list[KeyValue] = []
-        for block in self.decoder.transformer.h:
-            attention = block.crossattention
-            key, value = linear(attention.c_attn, image_embeds).chunk(2, dim=-1)
-            cross.append((split_heads(key, attention.num_heads), split_heads(value, attention.num_heads)))
-        return mask, cross
+def cross_pairs(decoder: Any, states: Tensor) -> list[KeyValue]:
+    """Cross keys and values (batch, heads, keys, head) of every layer, of states (batch, keys, width)."""
+    cross: list[KeyValue] = []
+    for block in decoder.transformer.h:
+        attention = block.crossattention
+        key, value = linear(attention.c_attn, states).chunk(2, dim=-1)
+        cross.append((split_heads(key, attention.num_heads), split_heads(value, attention.num_heads)))
+    return cross
 
 
 class Gpt2Decoder(nn.Module):
-    """One token: logits (batch, vocab) and the new slot of each layer's cache.
+    """Tokens (batch, length): logits (batch, vocab) after the last, and their slots of each layer's cache.
 
     Slots of `past` (batch, heads, capacity, head) from `cache_length` (1,) on are ignored; every cross key is seen.
     """
@@ -47,8 +39,8 @@ class Gpt2Decoder(nn.Module):
         self, decoder_input_ids: Tensor, cache_length: Tensor, past: list[KeyValue], cross: list[KeyValue]
     ) -> tuple[Tensor, list[KeyValue]]:
         transformer = self.decoder.transformer
-        states = transformer.wte(decoder_input_ids) + transformer.wpe(cache_length)
-        hidden = past_bias(past[0][0], cache_length)
+        states = transformer.wte(decoder_input_ids) + transformer.wpe(places(decoder_input_ids, cache_length))
+        bias = slots_bias(past[0][0], cache_length, decoder_input_ids)
         new: list[KeyValue] = []
         for block, own, other in zip(transformer.h, past, cross, strict=True):
             attention = block.attn
@@ -57,13 +49,13 @@ class Gpt2Decoder(nn.Module):
                 for part in linear(attention.c_attn, block.ln_1(states)).chunk(3, dim=-1)
             )
             new.append((key, value))
-            mixed = merge_heads(attend_past(query * attention.scaling, new[-1], own, hidden))
+            mixed = merge_heads(attend_joined(query * attention.scaling, new[-1], own, bias))
             states = states + linear(attention.c_proj, mixed)
             attention = block.crossattention
             query = split_heads(linear(attention.q_attn, block.ln_cross_attn(states)), attention.num_heads)
             states = states + linear(attention.c_proj, merge_heads(attend(query * attention.scaling, *other)))
             states = states + linear(block.mlp.c_proj, _activation(block.mlp, block.ln_2(states)))
-        return self.decoder.lm_head(transformer.ln_f(states)[:, 0]), new
+        return self.decoder.lm_head(transformer.ln_f(states[:, -1:])[:, 0]), new
 
 
 def linear(layer: Any, states: Tensor) -> Tensor:

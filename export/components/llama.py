@@ -83,7 +83,8 @@ class LlamaDecoder(nn.Module):
     ) -> tuple[Tensor, list[KeyValue]]:
         """Logits (batch, vocab) after the last token, and every layer's new keys and values."""
         states = merge_image(self.model.embed_tokens(input_ids), image_embeds, image_index)
-        bias = causal_bias(past_attention_mask, attention_mask)
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        bias = causal_bias(past_attention_mask, attention_mask, groups=groups)
         rotation = (self.look_up(self.cosines, position_ids), self.look_up(self.sines, position_ids))
         new: list[KeyValue] = []
         for layer, own in zip(self.model.layers, past, strict=True):
@@ -108,7 +109,7 @@ class LlamaDecoder(nn.Module):
 
 
 def rotary_tables(model: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, head) of every position, from the model's own rotary module."""
+    """Cosines, and sines as `rotate` takes them, (length, head) of every position, from the model's own rotary module."""
     rotary = model.rotary_emb
     kind = getattr(rotary, "rope_type", "default")
     if kind in ("dynamic", "longrope"):
@@ -121,13 +122,19 @@ def rotary_tables(model: Any, length: int) -> tuple[Tensor, Tensor]:
         positions = positions.expand(3, 1, -1)
     cosines, sines = rotary(torch.zeros(1, dtype=torch.float32), positions)
     cosines, sines = (table.reshape(-1, length, table.shape[-1])[0].clone() for table in (cosines, sines))
-    return cosines, sines
+    return cosines, signed(sines)
 
 
 def rotate(states: Tensor, rotation: KeyValue) -> Tensor:
-    """Turn pairs of features, halves apart, by the angles of their positions."""
+    """Turn pairs of features, halves apart, by the angles of their positions: cosines, and sines as `signed` gives them."""
     first, second = states.chunk(2, dim=-1)
-    return states * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+    return states * rotation[0] + torch.cat([second, first], dim=-1) * rotation[1]
+
+
+def signed(sines: Tensor) -> Tensor:
+    """Sines (..., head) of which the first half is negative, so that no graph has to negate features."""
+    first, second = sines.chunk(2, dim=-1)
+    return torch.cat([-first, second], dim=-1)
 
 
 def rms_norm(norm: Any, states: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class OptDecoder(nn.Module):
             last = last if part is None else part(last)
         return self.lm_head(last)[:, 0], new
 
-    def run_layer(self, layer: Any, states: Tensor, past: KeyValue, bias: KeyValue) -> tuple[Tensor, KeyValue]:
+    def run_layer(self, layer: Any, states: Tensor, past: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
         """Attention and feed-forward, each normalised before or, in OPT-350m, after."""
         before = bool(layer.do_layer_norm_before)
         attention_norm, last_norm = layer.self_attn_layer_norm, layer.final_layer_norm

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgevqa.export.components.attention import attend, key_bias, merge_heads
 from edgevqa.export.components.causal import KeyValue
-from edgevqa.export.components.llama import rms_norm, rotate
+from edgevqa.export.components.llama import rms_norm, rotate, signed
 
 Groups = tuple[Tensor, Tensor]
 """The patches of each window or picture (groups, longest; -1 where there is none), and each patch's place among them."""
@@ -51,7 +51,7 @@ class QwenVision(nn.Module):
     ) -> Tensor:
         """The last layer's states (1, patches, vision)."""
         states: Tensor = self.patch_embed(pixel_values[None])
-        rotation = (_look_up(self.cosines, patch_positions), _look_up(self.sines, patch_positions))
+        rotation = (_look_up(self.cosines, patch_positions), signed(_look_up(self.sines, patch_positions)))
         windows, frames = (window_patches, window_places), (frame_patches, frame_places)
         for number, block in enumerate(self.blocks):
             groups = frames if number in self.whole else windows
@@ -76,7 +76,9 @@ class PatchMerger(nn.Module):
 def _attention(attention: Any, states: Tensor, rotation: KeyValue, groups: Groups) -> Tensor:
     """Attention within each group, for states (1, patches, vision)."""
     heads = attention.num_heads
-    parts = attention.qkv(states)[0].unflatten(-1, (3, heads, -1)).unbind(1)  # each (patches, heads, head)
+    parts = [
+        part.unflatten(-1, (heads, -1)) for part in attention.qkv(states)[0].chunk(3, dim=-1)
+    ]  # (patches, heads, head)
     query, key = (rotate(part, rotation) for part in parts[:2])
     members, places = groups
     index = members.clamp(min=0)

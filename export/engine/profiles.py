@@ -23,10 +23,10 @@ def axis_ranges(
     """Least, usual and most of every axis, one dictionary a profile: one row first, then the batches.
 
     Decoders that read prompts in chunks (the axis `length`) have these two for single tokens, then one for the part of a
-    prompt with the picture, and one for batches of questions. `template` is the number of tokens around picture and question;
-    where it is None, room is made for the most that there can be. The cache's `capacity` has one size: its slots are written
-    in place. Further axes are those of `manifest.image.axes` and of the options. Raises `InputError` where an option is
-    beyond what the model takes.
+    prompt with the picture, where it is a part of it, and one for batches of questions. `template` is the number of tokens
+    around picture and question; where it is None, room is made for the most that there can be. The cache's `capacity` has one
+    size: its slots are written in place. Further axes are those of `manifest.image.axes` and of the options. Raises
+    `InputError` where an option is beyond what the model takes.
     """
     words = _words(manifest, options)
     shared: dict[str, Range] = {"words": words}
@@ -47,15 +47,17 @@ def axis_ranges(
     if prompt.picture:
         first: Axes = {"length": (1, prompt.first, prompt.most), "slots": (1, prompt.picture, prompt.slots)}
         profiles.append({**shared, **one, **first, **given})
+    if prompt.rest and (sizes[-1] > 1 or not prompt.picture):
         rest: Axes = {"length": (1, min(USUAL_QUESTION, prompt.rest), prompt.rest)}
-        profiles += [{**shared, **_TOKEN, **many, **rest, **given}] if sizes[-1] > 1 else []
+        profiles.append({**shared, **_TOKEN, **many, **rest, **given})
     return profiles
 
 
 class _Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that a decoder reads before it answers: in all, usually up to the picture's end, and at most after it.
 
-    `picture` are the most that a picture takes, and `slots` all pictures; 0 where the decoder reads single tokens alone.
+    `picture` are the most that a picture takes, and `slots` all pictures; 0 where no picture stands in the prompt, and `rest`
+    is 0 as well where the decoder reads single tokens alone.
     """
 
     most: int
@@ -74,12 +76,13 @@ def _prompt(
     template: int | None,
 ) -> _Prompt:
     new_tokens = options.max_new_tokens or (manifest.generation.max_new_tokens if manifest.generation else 1)
-    if not any("length" in tensor.shape for graph in graphs.values() for tensor in graph.inputs):
+    if not any("slots" in tensor.shape for graph in graphs.values() for tensor in graph.inputs):
         if options.max_prompt:
             raise InputError(
                 "--max-prompt is for models whose decoder reads pictures and prompts; this one's does not."
             )
-        return _Prompt(most=words[2] if reads_prompts(graphs) else 0, new_tokens=new_tokens)
+        begun = words[2] if reads_prompts(graphs) else 0
+        return _Prompt(most=begun, new_tokens=new_tokens, rest=begun and begun + 1)  # the start token is read with it
     picture = picture_tokens(manifest, graphs)
     if picture is None:
         raise InputError(

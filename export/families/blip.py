@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
 
 from edgevqa.export.answers import generated_answers, greedy
-from edgevqa.export.components.blip import BlipDecoder, PictureEncoder, QuestionEncoder
+from edgevqa.export.components.blip import BlipDecoder, CaptionVision, QuestionEncoder
 from edgevqa.export.components.blip_parts import image_shape, image_size, questions, tokenized, vision_case, vision_plan
-from edgevqa.export.components.cross import CrossShape, decoder_plan, image_encoder_plan, question_encoder_plan
+from edgevqa.export.components.causal import layer_names
+from edgevqa.export.components.cross import CrossShape, decoder_plan, question_encoder_plan
 from edgevqa.export.components.cross_cases import Encoded, captions, language_cases
 from edgevqa.export.families.blip_retrieval import Retrieval
 from edgevqa.export.generation import generation_spec
@@ -102,25 +103,26 @@ class Answering:
 
 
 class Captioning:
-    """BlipForConditionalGeneration: the decoder attends to the picture, and may be given how the caption begins."""
+    """BlipForConditionalGeneration: the decoder attends to the picture, and may be given how the caption begins.
+
+    What it attends to depends on the picture alone, so the graph `vision` gives its keys and values: one graph less, and kept
+    for further prompts.
+    """
 
     def load(self, source: Source) -> Loaded:
         return _loaded(source, BlipForConditionalGeneration, "image-captioning")
 
     def plans(self, model: Any) -> Plans:
-        tokens, width = image_shape(model)
-        shape = _shape(model, keys=tokens)
+        shape = _shape(model, keys=image_shape(model)[0])
+        cross = layer_names("cross", shape.layers)
         return {
-            "vision": lambda: vision_plan(model, "image_embeds"),
-            "language_encoder": lambda: image_encoder_plan(PictureEncoder(model), shape, tokens=tokens, width=width),
+            "vision": lambda: vision_plan(model, *cross, module=CaptionVision(model)),
             "language_decoder": lambda: decoder_plan(BlipDecoder(model.text_decoder), shape),
         }
 
     def cases(self, loaded: Loaded, pixels: Tensor, samples: Samples) -> Iterator[Case]:
-        embeds = loaded.model.vision_model(pixels).last_hidden_state
-        yield vision_case(pixels, {"image_embeds": embeds}, samples)
-        encoded = Encoded(decoder=loaded.model.text_decoder, states=embeds)
-        yield from language_cases(encoded, {"image_embeds": embeds}, samples)
+        encoded = Encoded(decoder=loaded.model.text_decoder, states=loaded.model.vision_model(pixels).last_hidden_state)
+        yield from language_cases(encoded, {"pixel_values": pixels}, samples)
 
     def answer_cases(self, loaded: Loaded) -> list[AnswerCase]:
         return captions(loaded, _caption)

@@ -16,14 +16,15 @@ from transformers import VisionEncoderDecoderModel
 
 from edgevqa.export import assets
 from edgevqa.export.answers import greedy
-from edgevqa.export.components.cross import CrossShape, decoder_plan, image_encoder_plan
+from edgevqa.export.components.causal import KeyValue, layer_names
+from edgevqa.export.components.cross import CrossShape, decoder_plan
 from edgevqa.export.components.cross_cases import Encoded, captions, language_cases
-from edgevqa.export.components.gpt2 import Gpt2Decoder, PictureEncoder
+from edgevqa.export.components.gpt2 import Gpt2Decoder, cross_pairs
 from edgevqa.export.components.vit import vit_states
 from edgevqa.export.generation import generation_spec
 from edgevqa.export.pretrained import load_pretrained, model_info, source_spec
 from edgevqa.export.processors import fixed_image_spec
-from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
+from edgevqa.export.samples import questions_by_picture, random_pixels
 from edgevqa.export.sources import Source, read_json
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Samples, Tokenized
 from edgevqa.runtime.errors import CheckpointError
@@ -36,20 +37,23 @@ KNOWN = {"encoder": ("vit", "deit"), "decoder": ("gpt2",)}
 
 
 class Vision(nn.Module):
-    """`pixel_values` (image, 3, height, width) to `image_embeds` (image, tokens, width), as wide as the decoder reads."""
+    """`pixel_values` (image, 3, height, width) to the decoder's cross keys and values of every layer.
+
+    They depend on the picture alone, and are kept for further prompts.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder, self.decoder = model.encoder, model.decoder
         self.enc_to_dec_proj = getattr(model, "enc_to_dec_proj", None)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> list[KeyValue]:
         states = vit_states(self.encoder, pixel_values)
-        return states if self.enc_to_dec_proj is None else self.enc_to_dec_proj(states)
+        return cross_pairs(self.decoder, states if self.enc_to_dec_proj is None else self.enc_to_dec_proj(states))
 
 
 class VisionEncoderDecoder:
-    """The family `vision_encoder_decoder`: `vision`, `language_encoder`, `language_decoder`."""
+    """The family `vision_encoder_decoder`: `vision`, `language_decoder`."""
 
     tolerance = 1e-4
 
@@ -71,13 +75,11 @@ class VisionEncoderDecoder:
 
     def plans(self, loaded: Loaded) -> Plans:
         model, decoder = loaded.model, loaded.model.decoder
-        tokens, config = _tokens(model), decoder.config
-        shape = CrossShape(layers=config.n_layer, heads=config.n_head, head=config.n_embd // config.n_head, keys=tokens)
+        config = decoder.config
+        heads, keys = config.n_head, _tokens(model)
+        shape = CrossShape(layers=config.n_layer, heads=heads, head=config.n_embd // heads, keys=keys)
         return {
             "vision": lambda: _vision_plan(model),
-            "language_encoder": lambda: image_encoder_plan(
-                PictureEncoder(decoder), shape, tokens=tokens, width=config.n_embd
-            ),
             "language_decoder": lambda: decoder_plan(Gpt2Decoder(decoder), shape),
         }
 
@@ -145,7 +147,7 @@ def _vision_plan(model: Any) -> GraphPlan:
         args=(random_pixels(2, height=height, width=width),),
         dynamic_shapes=({0: "image"},),
         input_names=["pixel_values"],
-        output_names=["image_embeds"],
+        output_names=layer_names("cross", model.decoder.config.n_layer),
     )
 
 
@@ -153,9 +155,7 @@ def _cases(model: Any, pixels: Tensor, samples: Samples) -> Iterator[Case]:
     embeds = model.encoder(pixels).last_hidden_state
     if hasattr(model, "enc_to_dec_proj"):
         embeds = model.enc_to_dec_proj(embeds)
-    expected = arrays({"image_embeds": embeds})
-    yield Case(graph="vision", samples=samples, inputs=arrays({"pixel_values": pixels}), expected=expected)
-    yield from language_cases(Encoded(decoder=model.decoder, states=embeds), {"image_embeds": embeds}, samples)
+    yield from language_cases(Encoded(decoder=model.decoder, states=embeds), {"pixel_values": pixels}, samples)
 
 
 def _caption(model: Any, pixels: Tensor, ids: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from edgevqa.runtime.axes import CROSS, ENCODER_MASK
 from edgevqa.runtime.caches import KeyValueCache, make_cache
 from edgevqa.runtime.decoding import Decoder, Generated, Integers, Limits, greedy_steps, search
 from edgevqa.runtime.decoding import score_answers as score
@@ -14,9 +15,9 @@ from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.penalty import PenalizedDecoder
 from edgevqa.runtime.pipelines.base import Outcome, Pair, PipelineOptions, Request
-from edgevqa.runtime.pipelines.image_side import ImageSide, question_inputs
+from edgevqa.runtime.pipelines.image_side import OUTPUT, ImageSide, question_inputs
 from edgevqa.runtime.pipelines.values import Value, repeat
-from edgevqa.runtime.sessions.base import Array, Tensor
+from edgevqa.runtime.sessions.base import Array
 
 ENCODER, DECODER = "language_encoder", "language_decoder"
 
@@ -24,8 +25,9 @@ ENCODER, DECODER = "language_encoder", "language_decoder"
 class EncoderDecoderFlow:
     """An `ImageSide`, then `language_encoder` once a pair and `language_decoder` once a token.
 
-    The encoder may read the question (`input_ids`, `attention_mask`; padded in a batch, with the true mask). Where it does
-    not, the question is what the answer begins with: a caption's prompt, which the decoder reads first.
+    The encoder reads the question (`input_ids`, `attention_mask`; padded in a batch, with the true mask). Where there is none,
+    the image side gives the keys and values that the decoder attends to, and the question is what the answer begins with: a
+    caption's prompt, which the decoder reads first.
     """
 
     def __init__(self, graphs: Graphs, manifest: Manifest, options: PipelineOptions) -> None:
@@ -33,10 +35,14 @@ class EncoderDecoderFlow:
         if manifest.generation is None or manifest.text is None:
             raise BundleError("The manifest lacks 'text' or 'generation', which this pipeline needs. Export it again.")
         self._generation = manifest.generation
-        self._image_side = ImageSide(graphs, manifest, options)
-        graphs.require((ENCODER, DECODER))
+        graphs.require((DECODER,))
+        self._prompted = ENCODER_MASK not in graphs.inputs(DECODER)
+        if not self._prompted:
+            graphs.require((ENCODER,))
+        crossed = [name for name in graphs.inputs(DECODER) if name.startswith(CROSS)] if self._prompted else [OUTPUT]
+        graphs.require_outputs(crossed)
+        self._image_side = ImageSide(graphs, manifest, options, outputs=crossed)
         self._graphs = graphs
-        self._prompted = "input_ids" not in graphs.inputs(ENCODER)
         self._max_batch = options.max_batch
 
     def answer(self, pairs: Sequence[Pair], request: Request) -> list[Outcome]:
@@ -75,7 +81,7 @@ class EncoderDecoderFlow:
         found = search(decoder, limits, num_beams=request.num_beams, length_penalty=self._generation.length_penalty)
         return [Outcome(generated=each, prompt=prompt) for each, prompt in zip(found, prompts, strict=True)]
 
-    def _score(self, encoded: Mapping[str, Tensor], prompts: list[tuple[int, ...]], request: Request) -> list[Outcome]:
+    def _score(self, encoded: Mapping[str, Value], prompts: list[tuple[int, ...]], request: Request) -> list[Outcome]:
         """Likelihoods of all choices for every question, as many choices at once as `max_batch` allows."""
         answers = [choice.ids for choice in request.choices]
         longest = max(len(answer) for answer in answers)
@@ -89,21 +95,22 @@ class EncoderDecoderFlow:
                 row += found[number * len(part) : (number + 1) * len(part)]
         return [Outcome(generated=max(row, key=_likelihood), choices=tuple(row)) for row in scored]
 
-    def _encode(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """Everything before the first token: the language encoder's outputs for a batch of pairs."""
-        values: dict[str, Value] = {"image_embeds": self._image_side.embeds(pairs)}
-        if not self._prompted:
-            values |= question_inputs([pair.question for pair in pairs], self._generation.pad_token_id)
-        return self._graphs.run(ENCODER, {name: values[name] for name in self._graphs.inputs(ENCODER)})
+    def _encode(self, pairs: Sequence[Pair]) -> dict[str, Value]:
+        """Everything before the first token: what the decoder attends to, for a batch of pairs."""
+        if self._prompted:
+            return self._image_side.values(pairs)
+        values: dict[str, Value] = {OUTPUT: self._image_side.embeds(pairs)}
+        values |= question_inputs([pair.question for pair in pairs], self._generation.pad_token_id)
+        return {**self._graphs.run(ENCODER, {name: values[name] for name in self._graphs.inputs(ENCODER)})}
 
     def _decoder(
-        self, encoded: Mapping[str, Tensor], prompts: list[tuple[int, ...]], copies: int, steps: int
+        self, encoded: Mapping[str, Value], prompts: list[tuple[int, ...]], copies: int, steps: int
     ) -> GraphDecoder:
         """A decoder with `copies` rows for every encoded row."""
         session = self._graphs.sessions[DECODER]
         wanted = {spec.name for spec in session.inputs} & set(encoded)
         context: dict[str, Value] = {name: repeat(encoded[name], copies) for name in sorted(wanted)}
-        rows = encoded["encoder_attention_mask"].shape[0] * copies
+        rows = len(prompts) * copies
         cache = make_cache(session, rows, self._capacity(steps + len(prompts[0])))
         given = np.array([prompt for prompt in prompts for _ in range(copies)], dtype=np.int64).reshape(rows, -1)
         return GraphDecoder(self._graphs, context, cache, given)
@@ -126,10 +133,10 @@ class EncoderDecoderFlow:
 
 
 class GraphDecoder:
-    """The language decoder at work on some rows: one graph run a token, its past kept in a cache."""
+    """The language decoder at work on some rows: a graph run a token, and one for all of a prompt; the past is in a cache."""
 
     def __init__(self, graphs: Graphs, context: Mapping[str, Value], cache: KeyValueCache, prompts: Integers) -> None:
-        """`prompts`, int64 (rows, length), are read after the first token, before anything is generated."""
+        """`prompts`, int64 (rows, length), are read with the first token, before anything is generated."""
         self.rows = len(prompts)
         self._graphs = graphs
         self._context = context
@@ -139,26 +146,23 @@ class GraphDecoder:
 
     def step(self, tokens: Integers) -> Array:
         """Feed one token a row, int64 (rows,); returns the logits of the next, (rows, vocab)."""
-        logits = self._feed(tokens)
         prompts, self._prompts = self._prompts, None
-        for column in () if prompts is None else prompts.T:
-            logits = self._feed(column)
-        return logits
-
-    def reorder(self, rows: Integers) -> None:
-        """Let row i continue the past of row `rows[i]`; rows of one question share what the encoder gave."""
-        self._cache.reorder(rows)
-
-    def _feed(self, tokens: Integers) -> Array:
+        chunk = tokens[:, None]
+        if prompts is not None:
+            chunk = np.concatenate([chunk, prompts], axis=1)
         inputs: dict[str, Value] = {
             **self._context,
             **self._cache.inputs(),
-            "decoder_input_ids": tokens[:, None],
+            "decoder_input_ids": chunk,
             "cache_length": np.array([self._cache.length], dtype=np.int64),
         }
         outputs = self._graphs.run(DECODER, inputs)
         self._cache.append(outputs)
         return outputs["logits"].numpy()
+
+    def reorder(self, rows: Integers) -> None:
+        """Let row i continue the past of row `rows[i]`; rows of one question share what the encoder gave."""
+        self._cache.reorder(rows)
 
 
 def _likelihood(generated: Generated) -> float:

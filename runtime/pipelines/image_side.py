@@ -49,11 +49,13 @@ class ImageSide:
     others run for every question, in one batch. A picture's row is broadcast over the questions about it.
     """
 
-    def __init__(self, graphs: Graphs, manifest: Manifest, options: PipelineOptions) -> None:
-        """Raises `BundleError` where the graphs do not lead from a picture to its embeddings."""
+    def __init__(
+        self, graphs: Graphs, manifest: Manifest, options: PipelineOptions, *, outputs: Sequence[str] = (OUTPUT,)
+    ) -> None:
+        """`outputs` are what later graphs take. Raises `BundleError` where the graphs do not lead from a picture to them."""
         if manifest.image is None:
             raise BundleError("The manifest lacks 'image', which this pipeline needs. Export the bundle again.")
-        self._graphs, self._statistics = graphs, graphs.statistics
+        self._graphs, self._statistics, self._outputs = graphs, graphs.statistics, frozenset(outputs)
         self._image: ImageSpec = manifest.image
         self._image_token = -1 if manifest.text is None else manifest.text.image_token_id or -1
         self._pad = manifest.texts["fusion"].pad_token_id if "fusion" in manifest.texts else _pad_of(manifest)
@@ -89,6 +91,11 @@ class ImageSide:
         if self._each:
             return self._ask(pairs, seen)[OUTPUT]
         return join([seen[pair.picture.key].values[OUTPUT] for pair in pairs])
+
+    def values(self, pairs: Sequence[Pair]) -> dict[str, Value]:
+        """All outputs, (pairs, ...), where none depends on the question."""
+        seen = self.see([pair.picture for pair in pairs])
+        return {name: join([seen[pair.picture.key].values[name] for pair in pairs]) for name in sorted(self._outputs)}
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Value, Prepared]]:
         """For every pair its `image_embeds` (1, tokens, width) and how its picture was prepared."""
@@ -163,7 +170,7 @@ class ImageSide:
             known.update(
                 self._graphs.run(name, {each: _cast(known[each], spec.dtype) for each, spec in inputs.items()})
             )
-        wanted = {OUTPUT}.union(*(self._graphs.inputs(name) for name in self._each))
+        wanted = self._outputs.union(*(self._graphs.inputs(name) for name in self._each))
         return {name: value for name, value in known.items() if name in wanted}
 
     def _question_states(self, questions: Sequence[tuple[int, ...]]) -> Value:

@@ -16,7 +16,10 @@ def describe(spec: TensorSpec) -> str:
 
 def check_names(graph: str, given: Iterable[str], expected: Sequence[TensorSpec]) -> None:
     """Raise `InputError` that lists the missing and the unexpected names, unless they are exactly the expected ones."""
-    names = set(given)
+    names = given if isinstance(given, Mapping) else set(given)
+    if len(names) == len(expected) and all(spec.name in names for spec in expected):
+        return
+    names = set(names)
     known = {spec.name for spec in expected}
     missing = [describe(spec) for spec in expected if spec.name not in names]
     unexpected = sorted(names - known)
@@ -28,30 +31,30 @@ def check_names(graph: str, given: Iterable[str], expected: Sequence[TensorSpec]
     raise InputError(f"Wrong inputs for graph '{graph}': {'. '.join(parts)}.")
 
 
-def check_tensor(graph: str, spec: TensorSpec, dtype: str, shape: Sequence[int], axes: dict[str, int]) -> None:
-    """Raise `InputError` unless dtype, rank, fixed axes and named axes fit.
-
-    `axes` collects the sizes of the named axes seen so far: one name is one size throughout a graph's inputs.
-    """
-    if dtype != spec.dtype:
-        raise InputError(f"Graph '{graph}' expects {describe(spec)}, but got {dtype} {tuple(shape)}. Cast it.")
-    fits = len(shape) == len(spec.shape) and all(
-        size == (axis if isinstance(axis, int) else axes.setdefault(axis, size))
-        for size, axis in zip(shape, spec.shape, strict=True)
-    )
-    if not fits:
-        known = {axis: axes[axis] for axis in spec.shape if isinstance(axis, str) and axis in axes}
-        where = f" with {', '.join(f'{axis} = {size}' for axis, size in known.items())}" if known else ""
-        raise InputError(f"Graph '{graph}' expects {describe(spec)}{where}, but got shape {tuple(shape)}.")
-
-
 def check_inputs(graph: str, specs: Sequence[TensorSpec], given: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-    """Check names, then every tensor's (dtype name, shape). Raises `InputError`."""
+    """Raise `InputError` unless names, dtypes, ranks, fixed and named axes fit; `given` are dtype names and shapes.
+
+    One named axis has one size throughout a graph's inputs.
+    """
     check_names(graph, given, specs)
     axes: dict[str, int] = {}
     for spec in specs:
         dtype, shape = given[spec.name]
-        check_tensor(graph, spec, dtype, shape, axes)
+        if dtype != spec.dtype:
+            raise InputError(f"Graph '{graph}' expects {describe(spec)}, but got {dtype} {tuple(shape)}. Cast it.")
+        if not _fits(spec, shape, axes):
+            known = {axis: axes[axis] for axis in spec.shape if isinstance(axis, str) and axis in axes}
+            where = f" with {', '.join(f'{axis} = {size}' for axis, size in known.items())}" if known else ""
+            raise InputError(f"Graph '{graph}' expects {describe(spec)}{where}, but got shape {tuple(shape)}.")
+
+
+def _fits(spec: TensorSpec, shape: Sequence[int], axes: dict[str, int]) -> bool:
+    if len(shape) != len(spec.shape):
+        return False
+    for size, axis in zip(shape, spec.shape, strict=True):  # a plain loop: this runs for every input of every token
+        if size != (axis if isinstance(axis, int) else axes.setdefault(axis, size)):
+            return False
+    return True
 
 
 Described: TypeAlias = "Mapping[str, tuple[str, Sequence[int]]]"

@@ -1,7 +1,8 @@
-"""The ONNX Runtime backend: host arrays are bound where they lie, outputs flow on as OrtValues. On the CPU by itself."""
+"""The ONNX Runtime backend on the CPU: arrays are read where they lie, and outputs flow on without a copy."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +14,9 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import BundleError, EdgeVQAError, require
 from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions.base import Array, SessionOptions, Tensor
-from edgevqa.runtime.sessions.checks import check_inputs
+from edgevqa.runtime.sessions.checks import Described, check_inputs
 
-_DTYPES = {
+DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
@@ -25,32 +26,37 @@ _DTYPES = {
 }
 
 
-class OrtTensor:
-    """A value in ONNX Runtime's memory."""
+class HostTensor:
+    """An output of a session on the CPU: an array in ONNX Runtime's memory, which lives as long as the array."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.shape: tuple[int, ...] = tuple(value.shape())
-        self.dtype = str(_DTYPES.get(value.data_type(), value.data_type()))
-        self.device = str(value.device_name())
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, in bytes."""
+        return self.array.nbytes
 
     def numpy(self) -> Array:
         """A host copy, owned by the caller."""
-        # OrtValue.numpy() may be a view that dies with the OrtValue: reading it later crashes (onnxruntime 1.31).
-        return np.array(self.value.numpy())
+        return self.array.copy()
 
 
 class OrtSession:
     """One graph in ONNX Runtime. `run` may be called from several threads; `close` may not be called during a run."""
-
-    device = "cpu"
-    device_id = 0
 
     def __init__(self, path: Path, name: str, spec: GraphSpec, options: SessionOptions) -> None:
         self._ort: Any = require("onnxruntime", extra="cpu", purpose="Running a model with ONNX Runtime")
         self.name = name
         self.inputs: list[TensorSpec] = spec.inputs
         self.outputs: list[TensorSpec] = spec.outputs
+        self._names = [output.name for output in self.outputs]
         self._session: Any = self._load(path, options)
         self._check_signature(path)
 
@@ -60,23 +66,13 @@ class OrtSession:
         Raises `InputError` naming the graph and what it expects for wrong names, dtypes or shapes. Outputs belong to
         the caller and stay valid after the next `run` and after `close`.
         """
-        if self._session is None:
-            raise EdgeVQAError(f"Graph '{self.name}' was closed; load the pipeline again.")
-        values = {name: _native(value, self.device) for name, value in inputs.items()}
-        check_inputs(self.name, self.inputs, {name: (_dtype(value), value.shape) for name, value in values.items()})
-        binding = self._session.io_binding()  # a new one each time: a bound output's memory would be reused
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, self._ort_value(value))
-        for spec in self.outputs:
-            binding.bind_output(spec.name, self.device, self.device_id)
+        values = {name: host_array(value) for name, value in inputs.items()}
+        session = self._checked({name: (dtype_name(value.dtype), value.shape) for name, value in values.items()})
         try:
-            if self.device != "cpu":
-                binding.synchronize_inputs()  # they may still be on their way to the device
-            self._session.run_with_iobinding(binding)
+            found = session.run(self._names, values)
         except Exception as error:  # the binding's exceptions share no base but Exception
-            raise EdgeVQAError(f"Graph '{self.name}' failed in ONNX Runtime: {first_line(error)}") from error
-        found = binding.get_outputs()
-        return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, found, strict=True)}
+            raise self._failed(error) from error
+        return {name: HostTensor(array) for name, array in zip(self._names, found, strict=True)}
 
     def close(self) -> None:
         """Free the session; closing twice is harmless."""
@@ -117,16 +113,21 @@ class OrtSession:
             ("inputs", self.inputs, self._session.get_inputs()),
             ("outputs", self.outputs, self._session.get_outputs()),
         ):
-            have = {node.name: _DTYPES.get(node.type, node.type) for node in nodes}
+            have = {node.name: DTYPES.get(node.type, node.type) for node in nodes}
             want = {spec.name: spec.dtype for spec in specs}
             if have != want:
                 wrong = ", ".join(sorted({name for name, _ in have.items() ^ want.items()}))
                 raise BundleError(f"{path} has other {kind} than the manifest says: {wrong}. Export the bundle again.")
 
-    def _ort_value(self, value: OrtTensor | Array) -> Any:
-        if isinstance(value, OrtTensor):
-            return value.value
-        return self._ort.OrtValue.ortvalue_from_numpy(value)  # no copy: it reads the array's memory
+    def _checked(self, given: Described) -> Any:
+        """The open session. Raises `EdgeVQAError` after `close`, and `InputError` for inputs that are not the graph's."""
+        if self._session is None:
+            raise EdgeVQAError(f"Graph '{self.name}' was closed; load the pipeline again.")
+        check_inputs(self.name, self.inputs, given)
+        return self._session
+
+    def _failed(self, error: Exception) -> EdgeVQAError:
+        return EdgeVQAError(f"Graph '{self.name}' failed in ONNX Runtime: {first_line(error)}")
 
 
 def open_session(bundle: Bundle, variant: str, graph: str, options: SessionOptions) -> OrtSession:
@@ -139,16 +140,20 @@ def open_session(bundle: Bundle, variant: str, graph: str, options: SessionOptio
     return kind(bundle.graph_path(variant, graph), graph, bundle.graph(variant, graph), options)
 
 
-def _native(value: Tensor | Array, device: str) -> OrtTensor | Array:
-    """Our own tensors as they are, unless they lie out of reach; else a contiguous host array in native byte order."""
-    if isinstance(value, OrtTensor) and value.device in ("cpu", device):
-        return value
+def host_array(value: Tensor | Array) -> Array:
+    """A contiguous array in native byte order: the value itself where it is one."""
+    if isinstance(value, HostTensor):
+        return value.array
     array = value if isinstance(value, np.ndarray) else value.numpy()
-    return np.asarray(array, dtype=np.dtype(array.dtype.str.replace(">", "=")), order="C")
+    if array.flags.c_contiguous and array.dtype.isnative:
+        return array
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
-def _dtype(value: OrtTensor | Array) -> str:
-    return value.dtype if isinstance(value, OrtTensor) else str(value.dtype)
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Such as `float32`; numpy takes as long to tell it as a small graph's node takes to run."""
+    return str(dtype)
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.sessions.base import Array, Tensor
 from edgevqa.runtime.sessions.checks import check_new_slots
-from edgevqa.runtime.sessions.ort import OrtTensor
+from edgevqa.runtime.sessions.ort_values import OrtTensor
 
 _BY_ADDRESS = 4  # cudaMemcpyDefault: the addresses tell the direction
 

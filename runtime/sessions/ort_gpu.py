@@ -21,11 +21,12 @@ from edgevqa.runtime.errors import BundleError, ConfigError, UnavailableError, r
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import GraphSpec
 from edgevqa.runtime.paths import cache_dir
-from edgevqa.runtime.sessions.base import SessionOptions
+from edgevqa.runtime.sessions.base import Array, SessionOptions, Tensor
 from edgevqa.runtime.sessions.compiled_cache import CompiledCache
-from edgevqa.runtime.sessions.ort import OrtSession, OrtTensor, first_line
+from edgevqa.runtime.sessions.ort import OrtSession, first_line
 from edgevqa.runtime.sessions.ort_device_cache import CudaCopy, DeviceKeyValueCache
 from edgevqa.runtime.sessions.ort_providers import DRIVER, Provider, axis_ranges, make_options
+from edgevqa.runtime.sessions.ort_values import OrtTensor, Place, described, run_bound, within_reach
 
 _SHARED = "libonnxruntime_providers_shared.so"
 _TENSORRT = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
@@ -50,12 +51,20 @@ class GpuOrtSession(OrtSession):
         self.provider_options = made
         self.device_id = _device_id(made)
         super().__init__(path, name, spec, options)
-        if _copies_to_gpu(self._ort):
-            self.device = "cuda"
+        self.place = Place("cuda", self.device_id) if _copies_to_gpu(self._ort) else Place("cpu", 0)
+
+    def run(self, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """As `OrtSession.run`; outputs stay on the device."""
+        values = {name: within_reach(value, self.place) for name, value in inputs.items()}
+        session = self._checked({name: described(value) for name, value in values.items()})
+        try:
+            return run_bound(self._ort, session, values, self.outputs, self.place)
+        except Exception as error:  # the binding's exceptions share no base but Exception
+            raise self._failed(error) from error
 
     def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """The decoder's past, on the GPU where CUDA can be asked to copy there; else on the host."""
-        copy = CudaCopy.find(self._ort) if self.device == "cuda" and self.device_id == 0 else None
+        copy = CudaCopy.find(self._ort) if self.place == Place("cuda", 0) else None
         if copy is None:
             return HostKeyValueCache(self.inputs, batch, capacity)
         past = {
@@ -67,7 +76,7 @@ class GpuOrtSession(OrtSession):
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> OrtTensor:
         zeros = np.zeros(shape, dtype=np.dtype(dtype))
-        return OrtTensor(self._ort.OrtValue.ortvalue_from_numpy(zeros, self.device, self.device_id))
+        return OrtTensor(self._ort.OrtValue.ortvalue_from_numpy(zeros, self.place.device, self.place.number))
 
     def _load(self, path: Path, options: SessionOptions) -> Any:
         settings = self._settings(options)

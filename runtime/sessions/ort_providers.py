@@ -113,13 +113,15 @@ def profile_options(prefix: str, inputs: Sequence[TensorSpec], ranges: Mapping[s
 
 
 def axis_ranges(manifest: Manifest, graphs: Mapping[str, GraphSpec]) -> dict[str, Range]:
-    """Least, usual and most of every axis that the pipelines know. Of axes of chunks and pictures the provider learns."""
+    """Least, usual and most of every axis that the pipelines know. Of axes of pictures in prompts the provider learns."""
     words = question_words(manifest)
     slots = manifest.generation.max_new_tokens if manifest.generation else 1
     prompt = words[2] if reads_prompts(graphs) else 0
     rows = (1, 1, MOST_ROWS)
     capacity = (1, slots + prompt, max(slots + prompt, MOST_SLOTS))
     ranges = {"batch": rows, "image": rows, "words": words, "capacity": capacity}
+    if prompt:  # read at once, with the start token
+        ranges["length"] = (1, 1, 1 + prompt)
     keys = encoder_keys(manifest, graphs, words)
     return ranges if keys is None else {**ranges, "keys": keys}
 

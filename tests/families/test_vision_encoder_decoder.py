@@ -86,7 +86,7 @@ def save(folder: Path, vision: Any, decoder: Any = None, **settings: Any) -> Non
 
 class VisionEncoderDecoderContract(FamilyContract):
     family = "vision_encoder_decoder"
-    graphs = frozenset({"vision", "language_encoder", "language_decoder"})
+    graphs = frozenset({"vision", "language_decoder"})
 
     @classmethod
     def processed(cls, folder: Path, rgb: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from edgevqa.runtime.manifest import GraphSpec, ImageSpec, Manifest, TensorSpec,
 from edgevqa.runtime.questions import Questions
 from tests.runtime.pipelines.conftest import TOKENS, write_toy
 from tests.runtime.pipelines.decoder_only_toy import TEMPLATE, write_decoder_only
+from tests.runtime.pipelines.wordless_toys import write_captioner
 
 TEMPLATE_TOKENS = 4  # `<s> user <image> answer`
 WORDS, NEW = 12, 6
@@ -159,14 +161,19 @@ class TestEncoderDecoder:
         assert found[0]["keys"] == (TOKENS + 1, TOKENS + 12, TOKENS + WORDS)
         assert found[0]["capacity"] == (NEW, NEW, NEW)
 
-    def test_a_prompt_is_among_the_slots_instead(self, toy: Bundle) -> None:
-        graphs = dict(toy.variant("fp32").graphs)
-        encoder = graphs["language_encoder"]
-        kept = [tensor for tensor in encoder.inputs if tensor.name == "image_embeds"]
-        graphs["language_encoder"] = msgspec.structs.replace(encoder, inputs=kept)
+    def test_a_prompt_is_among_the_slots_instead_and_read_at_once(self, tmp_path: Path) -> None:
+        toy = Bundle.open(write_captioner(tmp_path / "toy"))
+        graphs = toy.variant("fp32").graphs
         found = axis_ranges(toy.manifest, graphs, BuildOptions(target="rtx"))
-        assert found[0]["keys"] == (TOKENS, TOKENS, TOKENS)
+        assert "keys" not in found[0]
         assert found[0]["capacity"] == (NEW + WORDS,) * 3
+        assert [(each["batch"], each["length"]) for each in found] == [
+            ((1, 1, 1), (1, 1, 1)),
+            ((1, 4, 8), (1, 1, 1)),
+            ((1, 4, 8), (1, 12, WORDS + 1)),  # the start token is read with it
+        ]
+        single = axis_ranges(toy.manifest, graphs, BuildOptions(target="rtx", batch=(1,)))
+        assert [(each["batch"], each["length"][2]) for each in single] == [((1, 1, 1), 1), ((1, 1, 1), WORDS + 1)]
 
     def test_prompts_are_not_bounded_where_there_are_none(self, toy: Bundle) -> None:
         with pytest.raises(InputError, match="--max-prompt is for models whose decoder reads"):

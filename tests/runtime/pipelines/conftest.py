@@ -165,21 +165,27 @@ def language_encoder(writer: BundleWriter, variant: str) -> GraphSpec:
     return make.save(writer, variant, outputs)
 
 
-def language_decoder(writer: BundleWriter, variant: str, capacity: int | str) -> GraphSpec:
+def language_decoder(writer: BundleWriter, variant: str, capacity: int | str, *, prompted: bool = False) -> GraphSpec:
+    """One token a run; where it is `prompted`, prompts at once, about a picture's keys, which have no mask."""
+    length: int | str = "length" if prompted else 1
+    cross: Shape = ["batch", HEADS, TOKENS, HEAD] if prompted else CROSS
     past: Shape = ["batch", HEADS, capacity, HEAD]
     inputs: dict[str, tuple[str, Shape]] = {
-        "decoder_input_ids": ("int64", ["batch", 1]),
+        "decoder_input_ids": ("int64", ["batch", length]),
         "cache_length": ("int64", [1]),
         "past_key.0": ("float32", past),
         "past_value.0": ("float32", past),
-        "cross_key.0": ("float32", CROSS),
-        "cross_value.0": ("float32", CROSS),
-        "encoder_attention_mask": ("int64", ["batch", "positions"]),
+        "cross_key.0": ("float32", cross),
+        "cross_value.0": ("float32", cross),
     }
+    if not prompted:
+        inputs["encoder_attention_mask"] = ("int64", ["batch", "positions"])
     make = GraphMaker("language_decoder", inputs, 6)
-    place = make.op("Gather", make.weight(64, TEXT), "cache_length")  # (1, text)
+    new = make.op("Squeeze", make.op("Shape", "decoder_input_ids", start=1, end=2))
+    new_places = make.op("Range", make.constant(0), new, make.constant(1))
+    place = make.op("Gather", make.weight(64, TEXT), make.op("Add", "cache_length", new_places))  # (length, text)
     token = make.op("Gather", make.weight(len(VOCABULARY), TEXT), "decoder_input_ids")
-    state = make.op("Add", token, place)  # (batch, 1, text)
+    state = make.op("Add", token, place)  # (batch, length, text)
     query = make.heads(make.op("MatMul", state, make.weight(TEXT, HEADS * HEAD)))
     make.heads(make.op("MatMul", state, make.weight(TEXT, HEADS * HEAD)), output="new_key.0")
     make.heads(make.op("MatMul", state, make.weight(TEXT, HEADS * HEAD)), output="new_value.0")
@@ -187,29 +193,34 @@ def language_decoder(writer: BundleWriter, variant: str, capacity: int | str) ->
         query,
         make.op("Concat", "past_key.0", "new_key.0", axis=2),
         make.op("Concat", "past_value.0", "new_value.0", axis=2),
-        make.hide(visible_slots(make)),
+        make.hide(visible_slots(make, new_places)),
     )
-    seen = make.op("Unsqueeze", "encoder_attention_mask", make.constant([1, 2]))
-    cross = make.attend(query, "cross_key.0", "cross_value.0", make.hide(seen))
-    mixed = make.op("Add", make.op("Add", own, cross), make.op("MatMul", state, make.weight(TEXT, HEADS * HEAD)))
-    logits = make.op(
-        "MatMul", make.op("Squeeze", mixed, make.constant([1])), make.weight(HEADS * HEAD, len(VOCABULARY))
+    mask = make.constant([[1] * TOKENS]) if prompted else "encoder_attention_mask"
+    other = make.attend(
+        query, "cross_key.0", "cross_value.0", make.hide(make.op("Unsqueeze", mask, make.constant([1, 2])))
     )
+    mixed = make.op("Add", make.op("Add", own, other), make.op("MatMul", state, make.weight(TEXT, HEADS * HEAD)))
+    last = make.op("Gather", mixed, make.constant(-1), axis=1)
+    logits = make.op("MatMul", last, make.weight(HEADS * HEAD, len(VOCABULARY)))
     make.op("Mul", logits, make.constant(0.4, "float32"), output="logits")
     outputs: dict[str, tuple[str, Shape]] = {
         "logits": ("float32", ["batch", len(VOCABULARY)]),
-        "new_key.0": ("float32", ["batch", HEADS, 1, HEAD]),
-        "new_value.0": ("float32", ["batch", HEADS, 1, HEAD]),
+        "new_key.0": ("float32", ["batch", HEADS, length, HEAD]),
+        "new_value.0": ("float32", ["batch", HEADS, length, HEAD]),
     }
     return make.save(writer, variant, outputs)
 
 
-def visible_slots(make: GraphMaker) -> str:
-    """(1, 1, 1, capacity + 1): 1 for the slots below `cache_length` and for the new key behind them all."""
+def visible_slots(make: GraphMaker, new_places: str) -> str:
+    """(1, 1, length, capacity + length): 1 for the slots below `cache_length` and for the new keys up to a token's own."""
     capacity = make.op("Squeeze", make.op("Shape", "past_key.0", start=2, end=3))
     slots = make.op("Range", make.constant(0), capacity, make.constant(1))
-    filled = make.op("Cast", make.op("Less", slots, "cache_length"), to=TensorProto.INT64)
-    return make.op("Reshape", make.op("Concat", filled, make.constant([1]), axis=0), make.constant([1, 1, 1, -1]))
+    column = make.op("Unsqueeze", new_places, make.constant([1]))
+    own = make.op("LessOrEqual", make.op("Unsqueeze", new_places, make.constant([0])), column)  # (length, length)
+    filled = make.op("Unsqueeze", make.op("Less", slots, "cache_length"), make.constant([0]))
+    rows = make.op("Concat", make.op("Shape", new_places), make.op("Shape", slots), axis=0)
+    seen = make.op("Concat", make.op("Expand", filled, rows), own, axis=1)
+    return make.op("Unsqueeze", make.op("Cast", seen, to=TensorProto.INT64), make.constant([0, 1]))
 
 
 def tokenizer_json() -> bytes:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.manifest import GraphSpec, ImageSpec, Manifest, SourceSpec, VariantSpec
-from tests.runtime.pipelines.conftest import CROSS, HEADS, SIZE, TEXT, TOKENS, GraphMaker, write_toy
+from tests.runtime.pipelines.conftest import (
+    HEAD,
+    HEADS,
+    SIZE,
+    TOKENS,
+    VISION,
+    GraphMaker,
+    Shape,
+    language_decoder,
+    write_toy,
+)
 
 LABELS = ["red", "blue", "green", "tabby, cat", "none"]
 
@@ -60,20 +69,13 @@ def write_classifier(path: Path) -> Path:
     return path
 
 
-def caption_encoder(writer: BundleWriter) -> GraphSpec:
-    """A `language_encoder` that does not read the question."""
-    make = GraphMaker("language_encoder", {"image_embeds": ("float32", ["batch", TOKENS, TEXT])}, 22)
-    batch = make.op("Shape", "image_embeds", start=0, end=1)
-    shape = make.op("Concat", batch, make.constant([TOKENS]), axis=0)
-    make.op("Expand", make.constant([[1]]), shape, output="encoder_attention_mask")
+def caption_projector(writer: BundleWriter) -> GraphSpec:
+    """From the picture's states to the keys and values that the decoder attends to."""
+    make = GraphMaker("projector", {"image_states": ("float32", ["image", TOKENS, VISION])}, 22)
     for kind in ("key", "value"):
-        make.heads(make.op("MatMul", "image_embeds", make.weight(TEXT, HEADS * 4)), output=f"cross_{kind}.0")
-    outputs: dict[str, Any] = {
-        "encoder_attention_mask": ("int64", ["batch", "positions"]),
-        "cross_key.0": ("float32", CROSS),
-        "cross_value.0": ("float32", CROSS),
-    }
-    return make.save(writer, "captions", outputs)
+        make.heads(make.op("MatMul", "image_states", make.weight(VISION, HEADS * HEAD)), output=f"cross_{kind}.0")
+    cross: Shape = ["image", HEADS, TOKENS, HEAD]
+    return make.save(writer, "captions", {f"cross_{kind}.0": ("float32", cross) for kind in ("key", "value")})
 
 
 def write_captioner(path: Path) -> Path:
@@ -82,7 +84,11 @@ def write_captioner(path: Path) -> Path:
     manifest = bundle.manifest
     text = msgspec.structs.replace(manifest.text, required=False, eos_token_id=None) if manifest.text else None
     with BundleWriter.extend(bundle) as writer:
-        graphs = {**bundle.variant("fp32").graphs, "language_encoder": caption_encoder(writer)}
+        graphs = {
+            "vision_trunk": bundle.graph("fp32", "vision_trunk"),
+            "projector": caption_projector(writer),
+            "language_decoder": language_decoder(writer, "captions", "capacity", prompted=True),
+        }
         variant = msgspec.structs.replace(bundle.variant("fp32"), graphs=graphs)
         writer.finish(
             msgspec.structs.replace(manifest, task="image-to-text", text=text, variants={"fp32": variant}),

@@ -13,13 +13,12 @@ import pytest
 from edgevqa.runtime.axes import Range
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import HostKeyValueCache
-from edgevqa.runtime.errors import ConfigError, EdgeVQAError, UnavailableError
-from edgevqa.runtime.manifest import TensorSpec
+from edgevqa.runtime.errors import ConfigError, EdgeVQAError, InputError, UnavailableError
+from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session
 from edgevqa.runtime.sessions.base import SessionOptions, Tensor
-from edgevqa.runtime.sessions.ort import OrtTensor
 from edgevqa.runtime.sessions.ort_device_cache import DeviceKeyValueCache
-from edgevqa.runtime.sessions.ort_gpu import missing_library, open_gpu_session, unavailable
+from edgevqa.runtime.sessions.ort_gpu import GpuOrtSession, missing_library, open_gpu_session, unavailable
 from edgevqa.runtime.sessions.ort_providers import (
     CUDA,
     PROVIDERS,
@@ -30,6 +29,7 @@ from edgevqa.runtime.sessions.ort_providers import (
     make_options,
     profile_options,
 )
+from edgevqa.runtime.sessions.ort_values import OrtTensor
 
 onnxruntime = pytest.importorskip("onnxruntime")
 PAST = [
@@ -169,6 +169,36 @@ def test_a_session_on_the_cpu_takes_a_tensor_of_another_device(bundle: Bundle) -
         spec = session.inputs[0]
         expected = session.run({spec.name: states})["image_embeds"].numpy()
         np.testing.assert_array_equal(session.run({spec.name: away})["image_embeds"].numpy(), expected)
+
+
+def test_bound_runs_give_what_plain_ones_give(bundle: Bundle) -> None:
+    """The way of GPU sessions, with the CPU's provider: arrays and outputs bound, and outputs taken by the next run."""
+    on_cpu = Provider(backend="ort-cuda", name="CPUExecutionProvider", needs="", options={})
+    for graph in ("vision_trunk", "projector"):
+        spec = bundle.graph("fp32", graph)
+        path = bundle.graph_path("fp32", graph)
+        with (
+            open_session(bundle, "fp32", graph, backend="onnxruntime") as plain,
+            GpuOrtSession(path, graph, spec, SessionOptions(), provider=on_cpu, made={}) as bound,
+        ):
+            feed = random_inputs(spec)
+            expected = plain.run(feed)
+            held = bound.run({name: OrtTensor(_value(array)) for name, array in feed.items()})
+            found = bound.run(feed)
+            for name, value in expected.items():
+                assert isinstance(found[name], OrtTensor)
+                np.testing.assert_array_equal(found[name].numpy(), value.numpy())
+                np.testing.assert_array_equal(held[name].numpy(), value.numpy())
+            with pytest.raises(InputError, match=f"graph '{graph}'"):
+                bound.run({})
+        with pytest.raises(EdgeVQAError, match="was closed"):
+            bound.run(feed)
+
+
+def random_inputs(spec: GraphSpec) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    shapes = {each.name: [axis if isinstance(axis, int) else 2 for axis in each.shape] for each in spec.inputs}
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 class HostCopy:
