@@ -86,11 +86,13 @@ def _tell(engine: EngineInputs, spec: TensorSpec, axis: int, size: int, ranges: 
     more = size - max(high for _, high in ranges)
     return (
         f"The engine of graph '{engine.graph}' takes {name} of {allowed} ({spec.name}), but got {size}. "
-        f"Ask for less, or build for it: edgevqa build BUNDLE --target {engine.target} {_option(str(name), size, more)}"
+        f"Ask for less, or build for it: edgevqa build BUNDLE --target {engine.target} {_option(spec, str(name), size, more)}"
     )
 
 
-def _option(axis: str, size: int, more: int) -> str:
+def _option(spec: TensorSpec, axis: str, size: int, more: int) -> str:
+    if spec.name == "decoder_input_ids" and axis == "length":  # a caption's prompt is a question, after the start token
+        return f"--max-question {size - 1}"
     if axis in _WITH_WORDS:
         return f"--max-question N, with {more} more than now" if more > 0 else "--max-question N"
     if axis in ("batch", "image"):

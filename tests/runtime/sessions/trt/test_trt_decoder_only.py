@@ -14,6 +14,7 @@ from edgevqa.runtime import Pipeline
 from edgevqa.runtime.errors import ConfigError, InputError
 from edgevqa.runtime.pipelines.base import Answer
 from edgevqa.runtime.sessions.trt.session import EngineSession
+from tests.runtime.pipelines.wordless_toys import write_captioner
 
 QUESTIONS = ["what color is the ball", "how many dogs are there", "is it red ?", "the ball"]
 KINDS: list[dict[str, Any]] = [
@@ -127,3 +128,27 @@ def test_a_question_longer_than_the_profiles_take_is_answered_with_what_to_build
         pytest.raises(InputError, match=r"takes length of .*7 \(input_ids\), but got 11.*--max-prompt 11"),
     ):
         pipeline.answer(pictures[0], " ".join(["ball"] * 10))
+
+
+@pytest.mark.parametrize("target", ["server-trt10", "rtx"])
+def test_captions_with_prompts_are_those_of_onnx_runtime(
+    simulated: Any, engines: Make, tmp_path: Path, pictures: list[np.ndarray], target: str
+) -> None:
+    """Prompts of many lengths, read at once; the picture's keys and values stay where they are."""
+    path = engines(write_captioner(tmp_path / "captioner"), target)
+    backend = {"rtx": "tensorrt-rtx"}.get(target, "tensorrt")
+    pairs = list(itertools.product(pictures, ["", "the", "red of cat", "two left of the cat with a ball"]))
+    with (
+        Pipeline.load(path, backend="onnxruntime", threads=1, max_batch=4) as ort,
+        Pipeline.load(path, backend=backend, max_batch=4) as trt,
+    ):
+        for _ in range(2):
+            for pair in pairs:
+                same(ort.answer(*pair), trt.answer(*pair))
+        same(ort.answer_pairs(pairs), trt.answer_pairs(pairs))
+        same(ort.answer_pairs(pairs, num_beams=2), trt.answer_pairs(pairs, num_beams=2))
+        traffic = decoder(trt).traffic
+        before = traffic.launches
+        trt.answer(pictures[0], "red of cat", max_new_tokens=4)
+        replayed = target != "rtx"  # whose runtime has no launches of its own to keep here
+        assert (traffic.launches - before == 1) == replayed, "the prompt; tokens are replayed"

@@ -59,18 +59,20 @@ def test_shapes_that_only_no_single_profile_holds_are_told_by_the_widest() -> No
 
 
 @pytest.mark.parametrize(
-    ("axis", "option"),
+    ("name", "axis", "option"),
     [
-        ("keys", "--max-question N, with 3 more than now"),
-        ("capacity", "--max-new-tokens 8"),
-        ("frames", "--axis frames=1:8:8"),
-        ("image", "--batch 1,8"),
+        ("x", "keys", "--max-question N, with 3 more than now"),
+        ("x", "capacity", "--max-new-tokens 8"),
+        ("x", "frames", "--axis frames=1:8:8"),
+        ("x", "image", "--batch 1,8"),
+        ("input_ids", "length", "--max-prompt 8"),
+        ("decoder_input_ids", "length", "--max-question 7"),
     ],
 )
-def test_each_axis_has_its_option(axis: str, option: str) -> None:
-    engine = takes({"x": side([1], [5])}, name="x", shape=[axis])
+def test_each_axis_has_its_option(name: str, axis: str, option: str) -> None:
+    engine = takes({name: side([1], [5])}, name=name, shape=[axis])
     with pytest.raises(InputError) as caught:
-        choose_profile(engine, {"x": (8,)})
+        choose_profile(engine, {name: (8,)})
     assert str(caught.value).endswith(option)
 
 
