@@ -27,8 +27,10 @@ from edgevqa.runtime.machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "weight_only.json"
 COMMAND = "from edgevqa.cli.main import main; main()"
-VARIANT = "int8-u8-fp32"  # what `quantize --precision int8 --target cpu` names it, whatever the decoder's bits
-MODES = ("weight-int8", "weight-int4")
+MODES = {  # how the decoder is quantised, and the variant's name in a bundle without calibration
+    "weight-int8": "int8-u8-fp32-decoder-w8-only",
+    "weight-int4": "int8-u8-fp32-decoder-w4-only",
+}
 BACKENDS = ("onnxruntime", "openvino")
 DATA = "scenes:7:400"
 
@@ -98,7 +100,7 @@ def big(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def variant_of(name: str) -> str:
     """The variant in the bundle that is named so here."""
-    return "fp32" if name == "fp32" else VARIANT
+    return MODES.get(name, name)
 
 
 def decoder_bytes(path: Path, variant: str) -> int:

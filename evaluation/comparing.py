@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +156,16 @@ def _plans(
             ]
             for plan in sorted(rows, key=lambda plan: plan.spec.precision != "fp32"):
                 plans.setdefault(_key(plan), plan)
+        if note is not None and not options.precisions:
+            _tell_left_out(path, bundle.manifest, {plan.variant for plan in plans.values()}, note)
     return list(plans.values())
+
+
+def _tell_left_out(name: str, manifest: Manifest, planned: Container[str], note: Note) -> None:
+    """Name the variants with weight-only or float graphs that no precision stands for."""
+    left = [variant for variant, spec in manifest.variants.items() if not spec.is_usual and variant not in planned]
+    if left:
+        note(f"note: not compared: {', '.join(left)} of {name}; name what is to be compared with --precisions.")
 
 
 def _backends(given: Sequence[str], manifest: Manifest) -> list[str]:

@@ -150,7 +150,7 @@ def make_row(
             "throughput_per_s": len(samples) / measured.answering_s,
             "load_ms": measured.load_ms,
             "peak_memory_mb": measured.peak_memory_mb,
-            "size_mb": sum(file.size_bytes for file in plan.bundle.files(plan.variant)) / 1e6,
+            "size_mb": plan.spec.size_bytes / 1e6,
             "energy_j": None if measured.energy.joules is None else measured.energy.joules / len(samples),
             "energy_sensors": measured.energy.sensors,
             "energy_missing": measured.energy.missing if measured.energy.joules is None else None,

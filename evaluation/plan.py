@@ -18,6 +18,9 @@ from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sessions import possible_backends
 
 FLOAT = "fp32"
+_WEIGHTS_ALONE = {  # the options of `quantize` behind a part of a variant's name
+    f"-{part}-w{bits}": f" --{part} weight-int{bits}" for part in ("decoder", "encoder") for bits in (8, 4)
+}
 
 
 class MeasureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +127,7 @@ def require_variant(name: str, manifest: Manifest, precision: str) -> None:
     if family == FLOAT:
         raise InputError(f"{name} has no variant '{precision}'; it has {', '.join(variants)}. Export it again.")
     data = "" if family in ("fp16", "bf16") else " --data DATA"
+    data += "".join(option for part, option in _WEIGHTS_ALONE.items() if part in precision)
     raise InputError(
         f"{name} has no variant '{precision}'; it has {', '.join(variants)}. "
         f"Make one: edgevqa quantize {name} --precision {family}{data}"

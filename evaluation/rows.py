@@ -24,7 +24,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     Speed: `latency_ms` has `first` and `next` answers, one question at a time, `latency_runs` of each after `warm_up_runs`;
     `per_graph_ms` what each graph takes of a first answer; `throughput_per_s` answers a second, `max_batch` at once.
     `peak_memory_mb` is all that the row's own process held in RAM at its worst, Python, libraries and batches included.
-    `size_mb`: graphs, weights and tokenizer on disk. `energy_j`: joules an answer, in batches, of all that `energy_sensors`
+    `size_mb`: graphs and weights on disk. `energy_j`: joules an answer, in batches, of all that `energy_sensors`
     see, idle power included; None without a sensor, and then `energy_missing` says why.
     """
 

@@ -100,9 +100,10 @@ def backends_by_graph(bundle: Bundle, variant: str, backend: str) -> dict[str, s
 def choose_variant(manifest: Manifest, precision: str | None, backend: str) -> str:
     """The variant called `precision`; else, of those of that precision, the one whose numerics `backend` likes best.
 
-    For None it is fp32, or the first variant there is. Numerics that the backend does not list come last, in the
-    manifest's order. A backend that runs engines takes a variant that has some, where there is one. Raises `InputError`
-    naming the variants of the bundle.
+    Those with weight-only or float graphs go by their own names, and serve a precision only where there is no other. For
+    None it is fp32, or the first variant there is. Numerics that the backend does not list come last, in the manifest's
+    order. A backend that runs engines takes a variant that has some, where there is one. Raises `InputError` naming the
+    variants of the bundle.
     """
     if not manifest.variants:
         raise ConfigError("The bundle has no variant, so there is nothing to run. Export it again.")
@@ -123,4 +124,5 @@ def choose_variant(manifest: Manifest, precision: str | None, backend: str) -> s
         raise InputError(
             f"The bundle has no variant '{precision}'; it has {', '.join(manifest.variants)}. Choose one of these."
         )
-    return min(found, key=lambda name: order.get(manifest.variants[name].numerics, len(order)))
+    variants = manifest.variants
+    return min(found, key=lambda name: (not variants[name].is_usual, order.get(variants[name].numerics, len(order))))

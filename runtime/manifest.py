@@ -65,6 +65,29 @@ class VariantSpec(_Record, frozen=True, kw_only=True):
     recipe: dict[str, Any] = {}
     report: FileSpec | None = None
 
+    @property
+    def weight_only(self) -> dict[str, str]:
+        """The graphs that have quantised weights alone, with their bits: `{"language_decoder": "int4"}`."""
+        found = self.recipe.get("weight_only")
+        return {str(graph): str(bits) for graph, bits in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def high_graphs(self) -> list[str]:
+        """The graphs of a quantised variant that were left float on purpose."""
+        found = self.recipe.get("high_graphs")
+        return [str(graph) for graph in found] if isinstance(found, list) else []
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is what its precision means: no graph with quantised weights alone, none left float on purpose."""
+        return not self.weight_only and not self.high_graphs and self.recipe.get("residual") is not True
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its graphs and weights, each file once: what every command calls the size of a variant."""
+        sizes = {file.path: file.size_bytes for file in self.files() if file is not self.report}
+        return sum(sizes.values())
+
     def files(self) -> list[FileSpec]:
         """Every file of the variant."""
         others = [file for file in (self.weights, self.report) if file is not None]
@@ -127,7 +150,7 @@ class GenerationSpec(_Record, frozen=True, kw_only=True):
 
     `decoder_start_token_id` is what decoding begins with, where a prompt does not. An answer ends with `eos_token_id` or
     one of `more_eos_token_ids`. `repetition_penalty` is as in `runtime/penalty.py`. `max_context` is the longest prompt and
-    answer together that a decoder takes.
+    answer together that a decoder takes; `max_positions` is how far its tables of positions go, where that is less.
     """
 
     decoder_start_token_id: int
@@ -139,6 +162,7 @@ class GenerationSpec(_Record, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
     more_eos_token_ids: list[int] = []
     max_context: int | None = None
+    max_positions: int | None = None
 
 
 class MatchingSpec(_Record, frozen=True, kw_only=True):

@@ -139,7 +139,7 @@ def test_the_wheel_says_what_it_is(built: Built) -> None:
     assert f"\nVersion: {edgevqa.__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
     assert "\nRequires-Python: >=3.10\n" in text
-    assert "edgevqa = edgevqa.cli.main:main" in scripts
+    assert "edgevqa = edgevqa.cli.start:main" in scripts
 
 
 def test_everything_that_development_installs_is_pinned() -> None:

@@ -19,13 +19,14 @@ from edgevqa.calibration.quantization.layer_errors import (
     choose_range,
     output_error,
 )
+from edgevqa.calibration.quantization.names import DECODER
 from edgevqa.calibration.quantization.recipe import AUTO, Recipe
 from edgevqa.calibration.quantization.smoothed import Smoothing, divisor_of, gather, key_of, smoothed_statistics
 from edgevqa.calibration.quantization.smoothquant import ALPHAS, smoothing
 from edgevqa.calibration.quantization.weight_only import round_blocks
 from edgevqa.calibration.quantization.weight_scales import absmax_scales, clipped_scales
 
-DECODER = "language_decoder"
+UNOBSERVED = "calibration did not observe its input"
 
 _TRIAL_METHODS = ("max", "mse")  # what alpha is searched with; the rest is tried once it is known
 _LEAST_GAIN = 0.9  # of the error energy that smoothing must leave at most, or it is left out
@@ -195,10 +196,11 @@ class _Planner:
             what = "vocabulary" if layer.graph == DECODER else "output"
             return LayerPlan(layer=layer, error=None, reason=f"{what} head")
         if layer.graph in self.recipe.high_graphs:
-            return LayerPlan(layer=layer, error=None, reason="asked to stay high")
+            seen_any = any(found is not None for found in observed.values())
+            return LayerPlan(layer=layer, error=None, reason="asked to stay high" if seen_any else UNOBSERVED)
         bits = self.recipe.weight_only.get(layer.graph)
         if bits is None:
-            return LayerPlan(layer=layer, error=None, reason="calibration did not observe its input")
+            return LayerPlan(layer=layer, error=None, reason=UNOBSERVED)
         inputs = layer.linear.in_features
         size = self.recipe.block_of(layer.graph, inputs)
         if inputs % size:

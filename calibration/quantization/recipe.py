@@ -12,6 +12,7 @@ from edgevqa.runtime.manifest import Numerics
 
 AUTO = "auto"
 WeightBits = Literal["int8", "int4"]
+USUAL_BLOCK = 32
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 BLOCKS_OPSET = 21  # the first with blocks and 4 bits
 
@@ -35,7 +36,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bias_correction: bool = False
     weight_only: dict[str, WeightBits] = {}
     high_graphs: tuple[str, ...] = ()
-    block_size: int = 32
+    block_size: int = USUAL_BLOCK
     residual: bool = False
     max_error: float = 0.3
     max_residual_error: float = 0.05

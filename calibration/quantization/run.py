@@ -34,10 +34,12 @@ class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `precision` is written for each of `targets` (none: the bundle's own). `data` is a data set's spec: up to `samples`
     of its questions that calibration did not see are asked of the float model and of each new variant, which is
     published only if at least `min_agreement` percent of the answers stay. It is needed for mixed, whose accuracy falls
-    by at most `max_drop` points, searched for at most `time_limit_s` seconds (None: no limit).
+    by at most `max_drop` points (None: 0.5), searched for at most `time_limit_s` seconds (None: no limit); the other
+    precisions search nothing and refuse both.
 
     `method` is how ranges are chosen (None: what calibration was told), `smooth` and `bias_correction` switch SmoothQuant
-    and the correction of biases, `decoder` and `encoder` say how the language head is quantised. `residual` quantises
+    and the correction of biases, `decoder` and `encoder` say how the language head is quantised, with `block_size` inputs a
+    scale where weights alone are. What a graph is made of goes into the variant's name (`names.py`). `residual` quantises
     residual adds too, which ruins most vision transformers: adds where it would are kept high all the same.
     """
 
@@ -46,14 +48,14 @@ class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     data: str | None = None
     samples: int = 200
     min_agreement: float = 90.0
-    max_drop: float = 0.5
+    max_drop: float | None = None
     time_limit_s: float | None = None
     method: str | None = None
     smooth: bool = True
     bias_correction: bool = False
     decoder: LanguageMode = "int8"
     encoder: LanguageMode = "int8"
-    block_size: int = 32
+    block_size: int | None = None
     residual: bool = False
     seed: int = 0
     threads: int = 0
@@ -64,16 +66,40 @@ class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         _check_choice("--encoder", self.encoder, get_args(LanguageMode))
         if self.method is not None:
             _check_choice("--method", self.method, (AUTO, *METHODS))
+        self._refuse_idle()
         if self.precision == "mixed" and self.data is None:
             raise InputError("--precision mixed needs --data: questions to measure the accuracy with.")
         if self.samples < 1:
             raise InputError(f"--samples {self.samples}: expected at least 1.")
         if not 0 <= self.min_agreement <= 100:
             raise InputError(f"--min-agreement {self.min_agreement:g}: expected a percentage from 0 to 100.")
-        if self.max_drop < 0:
+        if self.max_drop is not None and not self.max_drop >= 0:
             raise InputError(f"--max-drop {self.max_drop:g}: expected the points that may be lost, 0 or more.")
         for name in self.targets:
             target(name).numerics_of(self.precision)
+
+    def _refuse_idle(self) -> None:
+        """Raise `InputError` for an option that would change nothing: whoever gave it expects that it does."""
+        searching = {"--max-drop": self.max_drop, "--time-limit": self.time_limit_s}
+        given = [name for name, value in searching.items() if value is not None]
+        if given and self.precision != "mixed":
+            raise InputError(
+                f"{' and '.join(given)}: --precision {self.precision} searches nothing, so this would change nothing. Say "
+                f"--precision mixed, or leave {' and '.join(given)} out (--min-agreement refuses variants "
+                "whose answers differ)."
+            )
+        modes = {"--decoder": self.decoder, "--encoder": self.encoder}
+        given = [f"{name} {mode}" for name, mode in modes.items() if mode != "int8"] + ["--residual"] * self.residual
+        if given and self.precision in ("fp16", "bf16"):
+            raise InputError(
+                f"{' and '.join(given)}: {self.precision} casts the whole model and quantises nothing. Say --precision int8 "
+                f"(its variant is kept beside the {self.precision} one), or leave it out."
+            )
+        if self.block_size is not None and not any(mode.startswith("weight-") for mode in modes.values()):
+            raise InputError(
+                f"--block-size {self.block_size} is for weights alone: say --decoder weight-int4 or weight-int8 (or "
+                "--encoder), or leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +149,7 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
     return Quantized(
         bundle=Bundle.open(bundle_path),
         variants=made,
-        float_size_bytes=sum(file.size_bytes for file in bundle.manifest.variants["fp32"].files()),
+        float_size_bytes=bundle.manifest.variants["fp32"].size_bytes,
         calibrated=calibrated,
         warnings=warnings,
         seconds=time.perf_counter() - started,

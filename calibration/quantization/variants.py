@@ -13,8 +13,9 @@ from edgevqa.calibration.casting.variant import write_cast_variant
 from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics, load_statistics
 from edgevqa.calibration.observation.summary import Summary
 from edgevqa.calibration.quantization.answer_check import AnswerCheck, AnswerChecker
+from edgevqa.calibration.quantization.names import DECODER, ENCODERS, variant_name
 from edgevqa.calibration.quantization.quantizer import Quantizer
-from edgevqa.calibration.quantization.recipe import AUTO, BLOCKS_OPSET, Recipe, WeightBits
+from edgevqa.calibration.quantization.recipe import AUTO, BLOCKS_OPSET, USUAL_BLOCK, Recipe, WeightBits
 from edgevqa.calibration.quantization.run import LanguageMode, QuantizedVariant, QuantizeOptions
 from edgevqa.calibration.quantization.variant_report import (
     GUARDED,
@@ -24,7 +25,7 @@ from edgevqa.calibration.quantization.variant_report import (
     residual_reports,
 )
 from edgevqa.calibration.search.held_out import held_out
-from edgevqa.calibration.search.search import MixedResult, SearchOptions, search_mixed
+from edgevqa.calibration.search.search import USUAL_DROP, MixedResult, SearchOptions, search_mixed
 from edgevqa.evaluation.datasets.registry import open_dataset
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
@@ -33,8 +34,6 @@ from edgevqa.runtime.manifest import Manifest, Numerics, VariantSpec
 from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.targets import Target, target
 
-ENCODERS = ("question_encoder", "language_encoder")
-DECODER = "language_decoder"
 WANTED_AGREEMENT = 99.0  # percent; below it a variant is published with a warning
 _BITS: dict[LanguageMode, WeightBits] = {"weight-int8": "int8", "weight-int4": "int4"}
 Report = Callable[[str, int, int], None]
@@ -66,7 +65,7 @@ def write_variants(
         made = [run.write(writer, job) for job in jobs] or [run.cast(writer)]
         variants = {**bundle.manifest.variants, **{variant.name: variant.spec for variant in made}}
         writer.finish(msgspec.structs.replace(bundle.manifest, variants=variants))
-    return made, warnings
+    return made, [*warnings, *_replaced(bundle, made)]
 
 
 def wanted_numerics(bundle: Bundle, options: QuantizeOptions) -> dict[Numerics, list[Target]]:
@@ -98,18 +97,19 @@ class _Run:
 
     def prepare(self, numerics: Numerics, targets: Sequence[Target]) -> _Job:
         """Everything that is decided before a file is written: this is where the time goes."""
-        name = f"{self.options.precision}-{numerics}" if self.options.precision != "fp8" else numerics
+        recipe = self._recipe(numerics, targets)
+        name = variant_name(self.options.precision, recipe, self.bundle.variant(VARIANT).graphs)
         quantizer = Quantizer(
             self.bundle,
             self.statistics,
-            self._recipe(numerics, targets),
+            recipe,
             report=lambda what, done, total: self.report(f"{name}: {what}", done, total),
         )
         if self.options.precision != "mixed" or self.options.data is None:
             return _Job(name=name, quantizer=quantizer, high=frozenset(), search=None)
         options = SearchOptions(
             data=self.options.data,
-            max_drop=self.options.max_drop,
+            max_drop=USUAL_DROP if self.options.max_drop is None else self.options.max_drop,
             time_limit_s=self.options.time_limit_s,
             seed=self.options.seed,
             threads=self.options.threads,
@@ -129,8 +129,8 @@ class _Run:
             precision=self.options.precision,
             numerics=spec.numerics,
             recipe=spec.recipe,
-            size_bytes=_size_bytes(spec),
-            float_size_bytes=_size_bytes(self.bundle.variant(VARIANT)),
+            size_bytes=spec.size_bytes,
+            float_size_bytes=self.bundle.variant(VARIANT).size_bytes,
             graphs=graph_totals(rows, by_graph),
             layers=rows,
             kept_high=[row for row in rows if row.high],
@@ -148,10 +148,12 @@ class _Run:
         precision: CastPrecision = "bf16" if self.options.precision == "bf16" else "fp16"
         spec = write_cast_variant(self.bundle, writer, self.statistics, precision, progress=self.report)
         check = self._check(writer, precision, spec)
-        return QuantizedVariant(name=precision, spec=spec, report=None, check=check, size_bytes=_size_bytes(spec))
+        return QuantizedVariant(name=precision, spec=spec, report=None, check=check, size_bytes=spec.size_bytes)
 
     def _recipe(self, numerics: Numerics, targets: Sequence[Target]) -> Recipe:
         modes = {graph: self._mode(graph) for graph in self.bundle.variant(VARIANT).graphs}
+        if not self.statistics:
+            modes = {graph: mode if mode in _BITS else "high" for graph, mode in modes.items()}
         return Recipe(
             numerics=numerics,
             method=self.options.method or self._calibrated_method(),
@@ -159,7 +161,7 @@ class _Run:
             bias_correction=self.options.bias_correction,
             weight_only={graph: _BITS[mode] for graph, mode in modes.items() if mode in _BITS},
             high_graphs=tuple(graph for graph, mode in modes.items() if mode == "high"),
-            block_size=self.options.block_size,
+            block_size=USUAL_BLOCK if self.options.block_size is None else self.options.block_size,
             residual=self.options.residual,
             max_opset=min(row.max_opset for row in targets),
         )
@@ -236,5 +238,14 @@ def _opset_warnings(recipe: Recipe) -> list[str]:
     ]
 
 
-def _size_bytes(spec: VariantSpec) -> int:
-    return sum(file.size_bytes for file in spec.files() if file is not spec.report)
+def _replaced(bundle: Bundle, made: Sequence[QuantizedVariant]) -> list[str]:
+    """Says which variants took the place of others of the same name that had been made otherwise."""
+    found: list[str] = []
+    for variant in made:
+        old = bundle.manifest.variants.get(variant.name)
+        before, now = {} if old is None else old.recipe, variant.spec.recipe
+        changed = [key for key in before if key in now and before[key] != now[key] and key not in ("high", "max_opset")]
+        if changed:
+            told = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in changed)
+            found.append(f"{variant.name} was there already, made with {told}: it was replaced.")
+    return found

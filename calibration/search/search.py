@@ -31,6 +31,7 @@ from edgevqa.runtime.sensitivity import Effect
 EXPECTED_TRIALS = 14  # of the search proper: to plan the time by
 SEARCH_SHARE = 0.85  # of the time; what is left is for fresh samples
 IN_BUDGET = 1e-9
+USUAL_DROP = 0.5
 
 
 class SearchOptions(MeasureOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +40,7 @@ class SearchOptions(MeasureOptions, frozen=True, kw_only=True, forbid_unknown_fi
     A set holds when the drop that was measured is within it; the result says how far the true one may be from that.
     """
 
-    max_drop: float = 0.5
+    max_drop: float = USUAL_DROP
 
     def __post_init__(self) -> None:
         super().__post_init__()

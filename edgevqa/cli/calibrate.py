@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
+from edgevqa.cli.row_text import counted
 from edgevqa.runtime.errors import require
 
 if TYPE_CHECKING:
@@ -26,26 +27,30 @@ def calibrate(
         typer.Option(
             "--data",
             metavar="DATA",
-            help="easy-vqa:train, scenes:SEED:N, an annotation file, or a folder with questions.csv, .jsonl or .txt.",
+            help="Pictures and questions: easy-vqa:train, scenes:SEED:N, an annotation file, or a folder with "
+            "questions.csv, .jsonl or .txt.",
         ),
     ],
-    samples: Annotated[int, typer.Option("--samples", metavar="N", help="How many to use; at least 128.")] = 512,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="How many to use; better 128 or more.")] = 512,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which samples are chosen.")] = 0,
     method: Annotated[
         str,
         typer.Option(
             "--method",
             metavar="M",
-            help="How ranges are chosen, unless `quantize` is told: auto, max, percentile-99.9, -99.99, -99.999, entropy, mse.",
+            help="How `quantize` is to choose its ranges from what was seen, unless it is told: auto, max, "
+            "percentile-99.9, -99.99, -99.999, entropy, mse.",
         ),
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="0: as many as the backend likes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
 ) -> None:
-    """Observe a bundle's model on real samples, as quantising needs.
+    """Run a bundle's model on real questions and note its ranges, for `quantize`.
 
-    Each question is asked once with the runtime's own pipeline; no answers are needed. Pictures should be like those
-    that the model will see: noise and blank pictures are refused. An interrupted calibration goes on where it was.
+    The fp32 model runs once for every question, as `edgevqa ask` would run it, and how large the values inside it become is
+    written into the bundle (calibration/). Its graphs and answers stay as they are: smaller variants are made from that by
+    `edgevqa quantize`. The data needs no right answers, but pictures and questions like those that the model will be asked;
+    noise and blank pictures are refused. An interrupted calibration goes on where it was, and another one takes its place.
 
     Example:
       edgevqa calibrate bundle --data easy-vqa:train --samples 512
@@ -82,7 +87,9 @@ def _print_end(done: Calibrated, bundle: Path) -> None:
     earlier = f", {done.resumed_samples} of them in an earlier run" if done.resumed_samples else ""
     words = done.bundle.manifest.text is not None
     asked = (
-        f"{summary.samples} questions about {summary.pictures} pictures" if words else f"{summary.pictures} pictures"
+        f"{counted(summary.samples, 'question')} about {counted(summary.pictures, 'picture')}"
+        if words
+        else counted(summary.pictures, "picture")
     )
     print_text(f"{asked} of {summary.dataset}{earlier}, in {done.seconds:.0f} s; set {summary.sha256[:12]}")
     note(f"Quantise it: edgevqa quantize {shlex.quote(str(bundle))} --precision int8")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from edgevqa.cli.output import count_bar, note, print_json, print_table, print_text, progress_bar
-from edgevqa.cli.row_text import interval, milliseconds, number
+from edgevqa.cli.row_text import counted, interval, milliseconds, number
 from edgevqa.evaluation.comparing import CompareOptions, Comparison
 from edgevqa.evaluation.comparing import compare as run
 from edgevqa.evaluation.rows import Row, numbers_of
@@ -25,7 +25,7 @@ def compare(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="The bundles' folders.")],
     data: Annotated[str, typer.Option(metavar="DATA", help="easy-vqa:test, scenes:7:5000, a file or a folder.")],
     precisions: Annotated[
-        str | None, typer.Option(metavar="P,P", help="Precisions or variants. Default: all that a bundle has.")
+        str | None, typer.Option(metavar="P,P", help="Precisions or variants. Default: every precision it has, once.")
     ] = None,
     backends: Annotated[
         str, typer.Option(metavar="B,B", help="auto: each precision's fastest here. all: every installed one.")
@@ -139,9 +139,11 @@ def print_comparison(found: Comparison) -> None:
     print_text("")
     judged = f"accuracy over {row.scored:,} of them ({row.ci_method})" if row.ci_method else "none has an answer"
     timed = (
-        f"{row.latency_runs} single ones timed after {row.warm_up_runs}" if row.latency_runs else "latency not timed"
+        f"{counted(row.latency_runs, 'single one')} timed after {row.warm_up_runs}"
+        if row.latency_runs
+        else "latency not timed"
     )
-    print_text(f"{row.n:,} questions of {row.dataset}, {judged}; {timed}; p: McNemar's exact test.")
+    print_text(f"{counted(row.n, 'question')} of {row.dataset}, {judged}; {timed}; p: McNemar's exact test.")
     for row in rows:
         if row.note:
             note(f"note: {row.name}: {row.note}")

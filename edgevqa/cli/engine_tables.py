@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.engines import EngineRecord, GraphEngine, Profile, check_record, decode_record, here
-from edgevqa.runtime.errors import BundleError, CheckFailed
+from edgevqa.runtime.errors import BundleError, CheckFailed, UnavailableError
 from edgevqa.runtime.hashing import sha256_file
 from edgevqa.runtime.machine import read_machine
-from edgevqa.runtime.plans import is_plan, read_header, readable_version
+from edgevqa.runtime.plans import PlanHeader, is_plan, read_whole, readable_version
 from edgevqa.runtime.staging import readable_bytes
 
 RECORD_NAME = "engine.json"
 
 
 def inspect_engine_file(path: Path, *, as_json: bool) -> None:
-    """Print what a plan or an engine.json says. Raises `BundleError` for any other file."""
+    """Print what a plan or an engine.json says.
+
+    Raises `BundleError` for any other file and for a plan that was cut off, `CheckFailed` where a plan is not the one
+    that the engine.json beside it names, `UnavailableError` where what is whole does not fit this machine.
+    """
     if path.suffix == ".json" and not is_plan(path):
         only = decode_record(path.read_bytes(), where=str(path))
+        fit = _fit(only, path)
         if as_json:
-            print_json({"record": only, "fits": _fits(only, path)})
+            print_json({"record": only, **fit.as_json()})
         else:
-            print_engines(str(path), only)
+            _print_record(str(path), only)
+        _end(fit, quiet=as_json)
         return
-    header = read_header(path)
+    header = read_whole(path)
     beside = path.parent / RECORD_NAME
     record = decode_record(beside.read_bytes(), where=str(beside)) if beside.is_file() else None
     verdict, damage = _hash_verdict(path, record)
+    fit = _Fit() if record is None else _fit(record, beside)
     if as_json:
         found = {"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record}
-        print_json({**found, "file_hash": verdict})
+        print_json({**found, "file_hash": verdict, **fit.as_json()})
         if damage:
             raise typer.Exit(CheckFailed.exit_code)
-        return
+    else:
+        _print_plan(path, header, verdict)
+        if record is not None:
+            _print_record(str(beside), record)
+    if damage:
+        raise CheckFailed(f"{path} {damage}. Build it again: edgevqa build BUNDLE --target TARGET")
+    _end(fit, quiet=as_json or record is None)
+
+
+def _print_plan(path: Path, header: PlanHeader, verdict: str) -> None:
     print_pairs(
         [
             ("plan", f"{path}, {readable_bytes(path.stat().st_size)}"),
@@ -45,14 +62,16 @@ def inspect_engine_file(path: Path, *, as_json: bool) -> None:
             ("file hash", verdict),
         ]
     )
-    if record is not None:
-        print_engines(str(beside), record)
-    if damage:
-        raise CheckFailed(f"{path} {damage}. Build it again: edgevqa build BUNDLE --target TARGET")
 
 
 def print_engines(title: str, record: EngineRecord) -> None:
-    """A record as pairs and a table of its engines."""
+    """A record as pairs and a table of its engines, and whether they fit this machine."""
+    _print_record(title, record)
+    fit = _fit(record, Path(title))
+    print_text(fit.text if fit.refused is None else f"Does not fit this machine: {fit.refused}")
+
+
+def _print_record(title: str, record: EngineRecord) -> None:
     print_text("")
     print_pairs([("engines", title), *_pairs(record)])
     rows = [
@@ -67,7 +86,6 @@ def print_engines(title: str, record: EngineRecord) -> None:
         for name, engine in record.graphs.items()
     ]
     print_table(("graph", ">size", ">built in s", ">peak MB", "profiles (min..opt..max)", "in FP32"), rows)
-    print_text(_fits(record, Path(title)))
 
 
 def high_text(engine: GraphEngine) -> str:
@@ -113,15 +131,40 @@ def _shape(sizes: list[int]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _fits(record: EngineRecord, path: Path) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """Whether engines may run here: `refused` says why they cannot, `text` what else is to be said of it."""
+
+    text: str = ""
+    known: bool = False
+    refused: BundleError | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """`fits` for people, `fits_this_machine` for programs: null where this machine shows no GPU."""
+        told = self.text if self.refused is None else f"Does not fit this machine: {self.refused}"
+        return {
+            "fits": told or None,
+            "fits_this_machine": self.known if self.known or self.refused is not None else None,
+        }
+
+
+def _fit(record: EngineRecord, path: Path) -> _Fit:
     place = here(read_machine())
     try:
         check_record(record, place, where=str(path))
     except BundleError as error:
-        return f"Does not fit this machine: {error}"
+        return _Fit(refused=error)
     if place.compute_capability is None:
-        return "This machine shows no NVIDIA GPU, which is needed to run them."
-    return "Nothing speaks against this machine; TensorRT has the last word."
+        return _Fit(text="This machine shows no NVIDIA GPU, which is needed to run them.")
+    return _Fit(text="Nothing speaks against this machine; TensorRT has the last word.", known=True)
+
+
+def _end(fit: _Fit, *, quiet: bool = False) -> None:
+    """Raise `UnavailableError` for engines that are made for another machine; else say what there is to say."""
+    if fit.refused is not None:
+        raise UnavailableError(f"They do not fit this machine: {fit.refused}") from fit.refused
+    if not quiet:
+        print_text(fit.text)
 
 
 def _hash_verdict(path: Path, record: EngineRecord | None) -> tuple[str, str]:

@@ -9,12 +9,12 @@ import msgspec
 import typer
 
 from edgevqa.cli.output import count_bar, note, print_json, print_pairs, print_table, progress_bar
-from edgevqa.cli.row_text import interval, milliseconds, number
+from edgevqa.cli.row_text import counted, interval, milliseconds, number
 from edgevqa.evaluation.evaluating import EvaluateOptions
 from edgevqa.evaluation.evaluating import evaluate as run
 from edgevqa.evaluation.rows import Row
 from edgevqa.runtime.errors import ConfigError
-from edgevqa.runtime.staging import Staging, clear_write_errors
+from edgevqa.runtime.staging import Staging, clear_write_errors, readable_bytes
 
 
 def evaluate(
@@ -77,7 +77,7 @@ def _print_row(row: Row) -> None:
     print_pairs(
         (
             ("variant", f"{row.variant} on {row.backend}"),
-            ("data", f"{row.dataset}, {row.n:,} questions"),
+            ("data", f"{row.dataset}, {counted(row.n, 'question')}"),
             (
                 "accuracy",
                 f"{number(row.accuracy, 2)} %, 95% interval {interval(row.ci95)}"
@@ -94,7 +94,7 @@ def _print_row(row: Row) -> None:
             ),
             ("throughput", f"{row.throughput_per_s:.1f} answers a second, {row.max_batch} at once"),
             ("peak memory", f"{number(row.peak_memory_mb, 0)} MB, the whole process"),
-            ("size", f"{row.size_mb:.1f} MB"),
+            ("size", readable_bytes(round(row.size_mb * 1e6))),
             (
                 "energy",
                 f"{number(row.energy_j, 3)} J an answer" if row.energy_j is not None else f"none: {row.energy_missing}",
@@ -106,7 +106,7 @@ def _print_row(row: Row) -> None:
         print_table(
             ("milliseconds", ">p50", ">p90", ">p99"),
             [(name, *(milliseconds(each) for each in (s.p50, s.p90, s.p99))) for name, s in spreads.items()],
-            title=f"{row.latency_runs} single questions after {row.warm_up_runs}",
+            title=f"{counted(row.latency_runs, 'single question')} after {row.warm_up_runs}",
         )
     if len(row.by_type) > 1:
         print_table(

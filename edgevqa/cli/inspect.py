@@ -10,6 +10,7 @@ import typer
 
 from edgevqa.cli.engine_tables import inspect_engine_file, print_engines
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
+from edgevqa.cli.row_text import otherwise_quantised
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import load_record
 from edgevqa.runtime.manifest import (
@@ -40,6 +41,9 @@ def inspect(
     Example:
       edgevqa inspect bundle
       edgevqa inspect bundle/engines/rtx/fp16/projector.engine
+
+    Exit codes: 1 an engine is not the one that its engine.json names; 2 a file is cut off or no engine; 3 an engine or an
+    engine.json was made for another machine. Of a bundle's engines it is only said.
     """
     if path.is_file():
         inspect_engine_file(path, as_json=as_json)
@@ -47,10 +51,12 @@ def inspect(
     bundle = Bundle.open(path)
     size_bytes = _total(bundle.manifest.files())
     if as_json:
-        print_json({"bundle": str(path), "size_bytes": size_bytes, "manifest": bundle.manifest})
+        variants = {name: _variant_json(spec) for name, spec in bundle.manifest.variants.items()}
+        print_json({"bundle": str(path), "size_bytes": size_bytes, "variants": variants, "manifest": bundle.manifest})
         return
     print_pairs(_summary(path, bundle.manifest, size_bytes))
-    print_table(("variant", "numerics", ">size", ">graphs", "opset"), _variant_rows(bundle.manifest))
+    columns = ("variant", "numerics", ">size", ">graphs", "opset", "quantised otherwise")
+    print_table(columns, _variant_rows(bundle.manifest))
     for name, variant in bundle.manifest.variants.items():
         print_table(("graph", ">nodes", ">parameters", ">size", "inputs", "outputs"), _graph_rows(variant), title=name)
     for name, parity in bundle.manifest.parity.items():
@@ -113,10 +119,20 @@ def _variant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
         yield (
             name,
             variant.numerics,
-            readable_bytes(_variant_bytes(variant)),
+            readable_bytes(variant.size_bytes),
             str(len(variant.graphs)),
             ", ".join(map(str, opsets)),
+            otherwise_quantised(variant),
         )
+
+
+def _variant_json(variant: VariantSpec) -> dict[str, object]:
+    """What the manifest does not say outright."""
+    return {
+        "size_bytes": variant.size_bytes,
+        "weight_only": variant.weight_only,
+        "high_graphs": variant.high_graphs,
+    }
 
 
 def _graph_rows(variant: VariantSpec) -> Iterator[tuple[str, ...]]:
@@ -169,11 +185,6 @@ def _print_parity(name: str, parity: ParitySpec) -> None:
     print_text(f"Generated answers that are identical: {parity.answers_identical} of {parity.answers_compared}")
     for what in parity.left_out:
         print_text(f"Not compared: {what}.")
-
-
-def _variant_bytes(variant: VariantSpec) -> int:
-    files = [graph.file for graph in variant.graphs.values()]
-    return _total(files if variant.weights is None else [*files, variant.weights])
 
 
 def _total(files: list[FileSpec]) -> int:

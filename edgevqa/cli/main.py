@@ -18,9 +18,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from edgevqa import __version__
 from edgevqa.cli.app import HELP_FLAGS, add_command, help_text, make_app
+from edgevqa.cli.start import INTERRUPTED, begin_command
 from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
 
-INTERRUPTED = 130
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which Windows' `signal` lacks
 DEBUG_VARIABLE = "EDGEVQA_DEBUG"
 
@@ -40,7 +40,8 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "export": CommandEntry("edgevqa.cli.export:export", "Export a model to a bundle of ONNX graphs."),
     "calibrate": CommandEntry(
-        "edgevqa.cli.calibrate:calibrate", "Observe a bundle's model on real samples, as quantising needs."
+        "edgevqa.cli.calibrate:calibrate",
+        "Run a bundle's model on real questions and note its ranges, for `quantize`.",
     ),
     "quantize": CommandEntry(
         "edgevqa.cli.quantize:quantize",
@@ -110,7 +111,9 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
+        loaded = load_command(name) if name in COMMANDS else command
+        begin_command()
+        return name, loaded, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -125,9 +128,11 @@ class LazyGroup(TyperGroup):
 
 
 def report(error: BaseException, *, debug: bool) -> int | None:
-    """Write the error's message to standard error and return its exit code; None for what is typer's, or a bug."""
+    """Write the error's message to standard error and return its exit code; None for what is typer's, or a bug.
+
+    Of an interruption `run` writes.
+    """
     if _is_interrupt(error):
-        sys.stderr.write("\nInterrupted.\n")
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return PIPE_CLOSED
@@ -212,6 +217,9 @@ def run(args: Sequence[str]) -> int:
         make_root()(args=list(args), prog_name="edgevqa", standalone_mode=True)
         sys.stdout.flush()
     except SystemExit as leaving:
+        if _is_interrupt(leaving):  # here, not in `report`: typer itself handles one that comes between its steps
+            sys.stderr.write("\nInterrupted.\n")
+            return INTERRUPTED
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BrokenPipeError:
         return PIPE_CLOSED
@@ -219,7 +227,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """What the `edgevqa` script calls."""
+    """The command line of this process; the `edgevqa` script calls it through `edgevqa.cli.start`."""
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _leave)

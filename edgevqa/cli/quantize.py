@@ -10,13 +10,16 @@ import typer
 
 from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
+from edgevqa.cli.row_text import counted, how_quantised
 from edgevqa.runtime.errors import require
+from edgevqa.runtime.staging import readable_bytes
 
 if TYPE_CHECKING:
     from edgevqa.calibration.quantization.answer_check import AnswerCheck
     from edgevqa.calibration.quantization.run import Quantized, QuantizedVariant
     from edgevqa.calibration.quantization.variant_report import LayerReport, VariantReport
     from edgevqa.calibration.search.search import MixedResult
+    from edgevqa.runtime.manifest import VariantSpec
 
 NEEDED = (("onnx_ir", "export"), ("onnxruntime", "cpu"))
 MOST_ROWS = 40  # of a table of layers; the rest is in the report
@@ -40,9 +43,13 @@ def quantize(
     min_agreement: Annotated[
         float, typer.Option(metavar="PERCENT", help="Answers that must stay as they were, or nothing is written.")
     ] = 90.0,
-    max_drop: Annotated[float, typer.Option(metavar="PTS", help="mixed: points of accuracy that may be lost.")] = 0.5,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="PTS", help="With mixed alone: points of accuracy that may be lost. Default: 0.5."),
+    ] = None,
     time_limit: Annotated[
-        str | None, typer.Option(metavar="TIME", help="mixed: for the search, for example 30m. Default: no limit.")
+        str | None,
+        typer.Option(metavar="TIME", help="With mixed alone: for the search, for example 30m. Default: no limit."),
     ] = None,
     method: Annotated[
         str | None,
@@ -60,8 +67,8 @@ def quantize(
     ] = "int8",
     encoder: Annotated[str, typer.Option(metavar="MODE", help="The language encoder: the same.")] = "int8",
     block_size: Annotated[
-        int, typer.Option(metavar="N", help="Inputs that share a scale in weight-int8 and -int4.")
-    ] = 32,
+        int | None, typer.Option(metavar="N", help="Inputs that share a scale in weight-int8 and -int4. Default: 32.")
+    ] = None,
     residual: Annotated[
         bool,
         typer.Option("--residual", help="Quantise residual adds too, where they survive it. TensorRT's tools do."),
@@ -76,8 +83,13 @@ def quantize(
     calibration has not seen, and a bundle that has no calibration is calibrated first. The bundle is changed at the end,
     or not at all.
 
+    A variant is called PRECISION-NUMERICS, such as int8-u8-fp32. What --decoder, --encoder, --block-size and --residual
+    change is added (int8-u8-fp32-decoder-w4), so that both stay in the bundle. Ask, compare and build take either name as
+    --precision; int8 means the one without additions, where there is one. The same name again replaces.
+
     Example:
       edgevqa quantize bundle --precision int8
+      edgevqa quantize bundle --precision int8 --decoder weight-int4
       edgevqa quantize bundle --precision mixed --data easy-vqa:test --max-drop 0.5 --time-limit 30m
     """
     for module, extra in NEEDED:
@@ -123,7 +135,7 @@ def print_variant(variant: QuantizedVariant, float_size_bytes: int) -> None:
     if variant.report is None:
         _print_cast(variant)
     else:
-        _print_graphs(variant.report)
+        _print_graphs(variant.report, variant.spec)
         _print_high(variant.report.kept_high)
         _print_residuals(variant.report)
         search = variant.report.search
@@ -135,27 +147,28 @@ def print_variant(variant: QuantizedVariant, float_size_bytes: int) -> None:
         print_text(_check_text(variant.check))
     ratio = variant.size_bytes / float_size_bytes
     print_text(
-        f"{variant.name}: {variant.size_bytes / _MB:,.1f} MB, {ratio:.3f} of fp32's {float_size_bytes / _MB:,.1f} MB"
+        f"{variant.name}: {readable_bytes(variant.size_bytes)}, {ratio:.3f} of fp32's {readable_bytes(float_size_bytes)}"
     )
 
 
-def _print_graphs(report: VariantReport) -> None:
-    columns = ("graph", ">Linear layers", ">quantised", ">kept high", ">% of the work", ">worst local error", ">MB")
+def _print_graphs(report: VariantReport, spec: VariantSpec) -> None:
+    columns = ("graph", "how", ">Linear layers", ">quantised", ">kept high", ">% of the work", ">worst local error")
     rows = [
         (
             name,
+            how_quantised(spec, name),
             str(graph.layers),
             str(graph.quantised),
             str(graph.high),
             f"{100 * graph.quantised_macs:.1f}",
             "-" if graph.worst_local_error is None else f"{graph.worst_local_error:.4f}",
-            f"{graph.size_bytes / _MB:,.1f}",
+            readable_bytes(graph.size_bytes),
         )
         for name, graph in report.graphs.items()
     ]
-    print_table(columns, rows, title=f"{report.variant} ({report.numerics})")
+    print_table((*columns, ">size"), rows, title=f"{report.variant} ({report.numerics})")
     if report.overflow and (count := sum(map(len, report.overflow.values()))):
-        print_text(f"{count} nodes stay in FP32 inside FP16; the report lists them.")
+        print_text(f"In FP32 inside FP16 stays {counted(count, 'node')}; the report lists what.")
 
 
 def _print_high(layers: Sequence[LayerReport]) -> None:
@@ -187,7 +200,7 @@ def _search_text(search: MixedResult) -> str:
         f"Search: {search.effect.drop:+.2f} points of {search.metric} lost on {search.effect.samples} questions "
         f"(95 % interval {low:+.2f} to {high:+.2f}; allowed {search.max_drop:g}), {search.all_quantised.drop:+.2f} with all "
         f"layers quantised; {100 * search.quantised_share:.0f} % of a float answer's time is quantised; "
-        f"{search.trials} candidates, {search.seconds:.0f} s"
+        f"{counted(search.trials, 'candidate')}, {search.seconds:.0f} s"
     )
 
 
@@ -218,6 +231,8 @@ def _variants_json(done: Quantized) -> Iterator[dict[str, object]]:
             "variant": variant.name,
             "precision": variant.spec.precision,
             "numerics": variant.spec.numerics,
+            "weight_only": variant.spec.weight_only,
+            "high_graphs": variant.spec.high_graphs,
             "size_mb": variant.size_bytes / _MB,
             "size_ratio": variant.size_bytes / done.float_size_bytes,
             "check": variant.check,

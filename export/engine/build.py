@@ -105,9 +105,9 @@ def choose_buildable(bundle: Bundle, options: BuildOptions) -> str:
     wanted = _PREFERENCE if options.precision is None else (options.precision,)
     for precision in wanted:
         allowed = row.numerics_of(precision)  # type: ignore[arg-type]
-        for name, spec in variants.items():
-            if spec.precision == precision and spec.numerics in allowed:
-                return name
+        found = [name for name, spec in variants.items() if spec.precision == precision and spec.numerics in allowed]
+        if found:
+            return min(found, key=lambda name: not variants[name].is_usual)
     what = f"no {options.precision} variant for {row.name}" if options.precision else f"no variant for {row.name}"
     raise InputError(f"{bundle.root} has {what}; it has {', '.join(variants)}. {_advice(bundle, options)}")
 

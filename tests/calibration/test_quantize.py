@@ -53,7 +53,7 @@ def test_a_bundle_with_int8_for_two_targets(copy: Path) -> None:
         report = read_report(bundle, made.name)
         assert len(report.layers) == LAYERS
         assert [row.name for row in report.kept_high] == ["language_decoder/language_model.lm_head"]
-        assert report.size_bytes == made.size_bytes
+        assert report.size_bytes == made.size_bytes == made.spec.size_bytes
         assert report.recipe["numerics"] == made.spec.numerics
         assert sum(graph.layers for graph in report.graphs.values()) == LAYERS
         assert len(layers_of(bundle, made.name)) == LAYERS
@@ -121,6 +121,13 @@ def test_a_bundle_without_calibration_is_calibrated_first(reference_bundle: Path
         ({"precision": "int8", "decoder": "int2"}, "--decoder int2: expected int8, weight-int8"),
         ({"precision": "int8", "samples": 0}, "--samples 0: expected at least 1"),
         ({"precision": "int8", "min_agreement": 101.0}, "--min-agreement 101: expected a percentage"),
+        ({"precision": "mixed", "data": "scenes:1:90", "max_drop": -1.0}, "--max-drop -1: expected the points"),
+        ({"precision": "int8", "max_drop": 0.5}, "--max-drop: --precision int8 searches nothing"),
+        ({"precision": "fp16", "time_limit_s": 60.0}, "--time-limit: --precision fp16 searches nothing"),
+        ({"precision": "int8", "max_drop": 1.0, "time_limit_s": 60.0}, "--max-drop and --time-limit: --precision int8"),
+        ({"precision": "fp16", "decoder": "weight-int4"}, "--decoder weight-int4: fp16 casts the whole model"),
+        ({"precision": "bf16", "encoder": "high", "residual": True}, "--encoder high and --residual: bf16 casts"),
+        ({"precision": "int8", "block_size": 64}, "--block-size 64 is for weights alone: say --decoder weight-int4"),
     ],
 )
 def test_options_check_themselves(settings: dict[str, Any], message: str) -> None:

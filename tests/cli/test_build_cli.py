@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgevqa.runtime.plans import read_header
+
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.tensorrt
 Invoke = Callable[..., tuple[int, str, str]]
@@ -33,6 +35,27 @@ def test_the_command_prints_a_table_and_inspect_reads_the_plan(invoke: Invoke, b
     assert "as recorded" in out
     plan.write_bytes(plan.read_bytes()[:-1] + b"x")
     assert "DIFFERS" in invoke("inspect", plan)[1]
+
+
+def test_every_plan_tells_its_size_so_that_one_that_was_cut_off_is_refused(
+    invoke: Invoke, bundle_path: Path, tmp_path: Path
+) -> None:
+    """Copied without its engine.json: only its header can tell."""
+    code, _, err = invoke("build", bundle_path, "--target", "rtx", "--batch", "1")
+    assert code == 0, err
+    plans = sorted((bundle_path / "engines/rtx/fp32").glob("*.engine"))
+    assert len(plans) == 6
+    for plan in plans:
+        assert read_header(plan).size_bytes == plan.stat().st_size
+    alone = tmp_path / "alone.engine"
+    alone.write_bytes(plans[0].read_bytes())
+    assert invoke("inspect", alone)[0] == 0
+    alone.write_bytes(plans[0].read_bytes()[:-1000])
+    for given in ((), ("--json",)):
+        code, out, err = invoke("inspect", alone, *given)
+        assert (code, out) == (2, "")
+        assert f"{alone} has " in err
+        assert "it was cut off" in err
 
 
 def test_ctrl_c_leaves_nothing_behind(bundle_path: Path) -> None:

@@ -28,6 +28,8 @@ Invoke = Callable[..., tuple[int, str, str]]
         ),
         (("--precision", "mixed", "--data", "scenes:1:90", "--time-limit", "soon"), "expected for example 90s, 30m"),
         (("--precision", "int8", "--samples", "0"), "--samples 0: expected at least 1."),
+        (("--precision", "int8", "--max-drop", "0.5"), "Say --precision mixed, or leave --max-drop out"),
+        (("--precision", "int8", "--time-limit", "5m"), "Say --precision mixed, or leave --time-limit out"),
         (("--precision", "int8"), "has no calibration, which --precision int8 needs. Make one: edgevqa calibrate"),
         (("--precision", "int8", "--data", "nowhere"), "The data set 'nowhere' is unknown"),
     ],
@@ -75,4 +77,18 @@ def test_from_an_exported_bundle_to_int8(invoke: Invoke, reference_bundle: Path,
     assert found["warnings"] == ["No --data was given: only local errors were measured, no answers."]
     row = found["variants"][0]["report"]["layers"][0]
     assert {"name", "graph", "parameters", "macs", "method", "alpha", "local_error", "high", "reason"} == set(row)
-    assert list(Bundle.open(path).manifest.variants) == ["fp32", "int8-u8-fp32", "fp16", "int8-s8-fp16"]
+    usual = ("--precision", "int8", "--target", "cpu", "--method", "max")
+    code, out, err = invoke("quantize", path, *usual, "--decoder", "weight-int4")
+    assert code == 0, err
+    row = next(line for line in out.splitlines() if line.split()[:1] == ["language_decoder"])
+    assert row.split()[1] == "weight-int4"
+    assert 'PICTURE "QUESTION" --precision int8-u8-fp32-decoder-w4' in err
+    variants = Bundle.open(path).manifest.variants
+    assert list(variants) == ["fp32", "int8-u8-fp32", "fp16", "int8-s8-fp16", "int8-u8-fp32-decoder-w4"]
+    code, out, _ = invoke("inspect", path, "--json")
+    assert code == 0
+    told = json.loads(out)["variants"]
+    assert {name: row["weight_only"] for name, row in told.items() if row["weight_only"]} == {
+        "int8-u8-fp32-decoder-w4": {"language_decoder": "int4"}
+    }
+    assert told["int8-u8-fp32"]["size_bytes"] == variants["int8-u8-fp32"].size_bytes

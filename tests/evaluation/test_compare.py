@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from edgevqa.evaluation.comparing import CompareOptions, Comparison, changes, co
 from edgevqa.evaluation.metrics import right_or_wrong
 from edgevqa.evaluation.rows import numbers_of, planned_numbers
 from edgevqa.evaluation.significance import mcnemar
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import EdgeVQAError, InputError
 
 ORT = "onnxruntime"
@@ -140,3 +143,45 @@ def test_mistakes_are_found_before_the_long_work(two_precisions: Path, options: 
 def test_nothing_to_compare(two_precisions: Path) -> None:
     with pytest.raises(InputError, match="Nothing to compare"):
         compare([], quick())
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        ("int8-s8-fp16", ""),
+        ("int8-u8-fp32-decoder-w4", " --decoder weight-int4"),
+        ("int8-u8-fp32-decoder-w8-encoder-w8", " --decoder weight-int8 --encoder weight-int8"),
+    ],
+)
+def test_a_missing_variant_names_the_options_that_make_it(two_precisions: Path, precision: str, options: str) -> None:
+    with pytest.raises(InputError) as caught:
+        compare([two_precisions], quick(precisions=(precision,)))
+    assert str(caught.value).endswith(f"--precision int8 --data DATA{options}")
+
+
+def test_what_no_precision_stands_for_is_compared_by_name_and_otherwise_told(
+    two_precisions: Path, tmp_path: Path
+) -> None:
+    """The same graphs once more, as if they had a weight-only decoder."""
+    path, name = Path(shutil.copytree(two_precisions, tmp_path / "three.bundle")), "int8-u8-fp32-decoder-w4"
+    bundle = Bundle.open(path)
+    recipe = {"weight_only": {"language_decoder": "int4"}}
+    special = msgspec.structs.replace(bundle.variant("int8-u8-fp32"), recipe=recipe)
+    with BundleWriter.extend(bundle) as writer:
+        writer.finish(msgspec.structs.replace(bundle.manifest, variants={name: special, **bundle.manifest.variants}))
+    heard: list[str] = []
+    found = compare([path], quick(data="scenes:7:4"), note=heard.append)
+    assert [row.variant for row in found.rows] == ["fp32", "int8-u8-fp32"]
+    assert [line for line in heard if "not compared" in line] == [
+        f"note: not compared: {name} of {path}; name what is to be compared with --precisions."
+    ]
+    heard.clear()
+    named = quick(
+        data="scenes:7:4",
+        precisions=("int8", name),
+        fail_if=(f"{name.replace('-', '_')}.accuracy < int8_u8_fp32.n - 999",),
+    )
+    found = compare([path], named, note=heard.append)
+    assert [row.variant for row in found.rows] == ["int8-u8-fp32", name]
+    assert [gate.holds for gate in found.gates] == [False]
+    assert heard == []

@@ -27,7 +27,7 @@ from edgevqa.runtime.engines import (
 from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import EngineSet
-from edgevqa.runtime.plans import parse_header, read_header
+from edgevqa.runtime.plans import parse_header, read_header, read_whole
 from edgevqa.runtime.targets import TARGETS, target
 
 KEY = "jetson-orin-jp6/fp32"
@@ -119,6 +119,27 @@ def test_header_says_flavour_and_version(tmp_path: Path) -> None:
     (tmp_path / "a.engine").write_bytes(plan(b"vtrt", (1, 7, 1, 116)))
     header = read_header(tmp_path / "a.engine")
     assert (header.flavour, header.version) == ("tensorrt-rtx", (1, 7, 1, 116))
+
+
+def rtx_plan(version: tuple[int, ...] = (1, 7, 1, 116), serialization: int = 0) -> bytes:
+    """As TensorRT-RTX lays its plans out: the whole size from byte 16."""
+    return b"vtrt" + struct.pack("<I8xQ", serialization, 128) + bytes(version) + bytes(100)
+
+
+@pytest.mark.parametrize(("change", "told"), [(-1, "127 bytes; its header says 128: it was cut off"), (3, "was added")])
+def test_a_plan_of_rtx_that_is_not_whole_is_refused(tmp_path: Path, change: int, told: str) -> None:
+    path = tmp_path / "a.engine"
+    path.write_bytes(rtx_plan())
+    assert read_whole(path).size_bytes == 128
+    path.write_bytes((rtx_plan() + bytes(8))[: 128 + change])
+    with pytest.raises(BundleError, match=told):
+        read_whole(path)
+
+
+@pytest.mark.parametrize("data", [plan(), rtx_plan((1, 6, 0, 1)), rtx_plan(serialization=239)])
+def test_no_size_is_read_where_it_is_not_known_to_be(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.engine").write_bytes(data[:-1])
+    assert read_whole(tmp_path / "a.engine").size_bytes is None
 
 
 @pytest.mark.parametrize(

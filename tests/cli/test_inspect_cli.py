@@ -1,0 +1,140 @@
+"""`edgevqa inspect`: variants that are quantised otherwise, and engines of other machines."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgevqa.cli import engine_tables
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_writer import BundleWriter
+from edgevqa.runtime.engines import FORMAT, EngineRecord, encode_record
+from edgevqa.runtime.machine import Gpu, Machine, read_machine
+
+Invoke = Callable[..., tuple[int, str, str]]
+DECODER_W4 = "int8-u8-fp32-decoder-w4"
+
+
+@pytest.fixture
+def weight_only(fake_bundle: Bundle) -> Bundle:
+    """With a variant of which one graph has weights in 4 bits, and one is float."""
+    recipe = {"weight_only": {"projector": "int4"}, "high_graphs": ["vision_trunk"]}
+    with BundleWriter.extend(fake_bundle) as writer:
+        usual = fake_bundle.variant("fp32")
+        files = {
+            name: writer.add_file(fake_bundle.graph_path("fp32", name), f"graphs/{DECODER_W4}/{name}.onnx")
+            for name in usual.graphs
+        }
+        spec = msgspec.structs.replace(
+            usual,
+            precision="int8",
+            numerics="u8-fp32",
+            weights=None,
+            recipe=recipe,
+            graphs={
+                name: msgspec.structs.replace(graph, file=files[name], opset=21) for name, graph in usual.graphs.items()
+            },
+        )
+        variants = {**fake_bundle.manifest.variants, DECODER_W4: spec}
+        return writer.finish(msgspec.structs.replace(fake_bundle.manifest, variants=variants))
+
+
+def test_what_is_quantised_otherwise_is_told(invoke: Invoke, weight_only: Bundle) -> None:
+    code, out, err = invoke("inspect", weight_only.root)
+    assert (code, err) == (0, "")
+    table = out.partition("quantised otherwise")[2]
+    lines = {
+        name: next(line for line in table.splitlines() if line.split()[:1] == [name]) for name in ("fp32", DECODER_W4)
+    }
+    assert "projector weight-int4, vision_trunk float" in lines[DECODER_W4]
+    assert "weight-" not in lines["fp32"]
+    code, out, _ = invoke("inspect", weight_only.root, "--json")
+    assert code == 0
+    found = json.loads(out)["variants"]
+    assert found[DECODER_W4] == {
+        "size_bytes": 1400,
+        "weight_only": {"projector": "int4"},
+        "high_graphs": ["vision_trunk"],
+    }
+    assert found["fp32"]["weight_only"] == {}
+    assert found["fp32"]["size_bytes"] == sum(file.size_bytes for file in weight_only.variant("fp32").files())
+
+
+def engine_record(**changes: Any) -> EngineRecord:
+    given: dict[str, Any] = {
+        "format": FORMAT,
+        "target": "rtx",
+        "variant": "fp32",
+        "precision": "fp32",
+        "numerics": "fp32",
+        "flavour": "tensorrt-rtx",
+        "tensorrt_version": (1, 7, 1, 116),
+        "os": platform.system().lower(),
+        "arch": platform.machine(),
+        "device": None,
+        "compute_capabilities": ["8.9"],
+        "hardware_compatibility": "none",
+        "version_compatible": False,
+        "weight_stripped": False,
+        "refittable": False,
+        "dla_core": None,
+        "driver": None,
+        "jetpack": None,
+        "l4t": None,
+        "calibration_sha256": None,
+        "options": {},
+        "graphs": {},
+    }
+    return EngineRecord(**{**given, **changes})
+
+
+def with_gpu(capability: str) -> Callable[[], Machine]:
+    gpu = Gpu(name="A GPU", driver="580.1", memory_mb=24_000, compute_capability=capability)
+    return lambda: msgspec.structs.replace(read_machine(), gpus=[gpu], jetson=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"os": "plan9"}, "was built for plan9 on "),
+        ({"arch": "m68k"}, " on m68k; this is "),
+        ({"compute_capabilities": ["8.6"]}, "built for compute capability 8.6; this GPU (A GPU) has 8.9"),
+    ],
+)
+def test_an_engine_record_of_another_machine_is_shown_and_ends_with_3(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(engine_tables, "read_machine", with_gpu("8.9"))
+    path = tmp_path / "engine.json"
+    path.write_bytes(encode_record(engine_record()))
+    code, out, err = invoke("inspect", path)
+    assert (code, err) == (0, "")
+    assert "Nothing speaks against this machine" in out
+    path.write_bytes(encode_record(engine_record(**changes)))
+    code, out, err = invoke("inspect", path)
+    assert code == 3
+    assert "tensorrt-rtx 1.7.1.116" in out
+    assert err.startswith("error: They do not fit this machine: ")
+    assert told in err
+    code, out, err = invoke("inspect", path, "--json")
+    assert code == 3
+    found = json.loads(out)
+    assert found["fits_this_machine"] is False
+    assert told in found["fits"]
+
+
+def test_without_a_gpu_nothing_is_refused(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = msgspec.structs.replace(read_machine(), gpus=[], jetson=None)
+    monkeypatch.setattr(engine_tables, "read_machine", lambda: machine)
+    path = tmp_path / "engine.json"
+    path.write_bytes(encode_record(engine_record()))
+    code, out, err = invoke("inspect", path)
+    assert (code, err) == (0, "")
+    assert "shows no NVIDIA GPU" in out
+    assert json.loads(invoke("inspect", path, "--json")[1])["fits_this_machine"] is None
