@@ -1,9 +1,10 @@
 """Export a LLaVA of real size from bfloat16 weights, and measure the memory that it needs.
 
-    python -m benchmarks.big_checkpoint SCRATCH [--shape llava-1.5-7b] [--verify]
+    python -m benchmarks.big_checkpoint SCRATCH [--shape llava-1.5-7b] [--verify] [--limit]
 
 The weights are random, in the hub's format and names. SCRATCH needs three times the checkpoint: 42 GB for LLaVA-1.5-7B, whose
-float32 graphs have 28 GB. Without --verify the graphs are written and not compared with PyTorch; the row says so.
+float32 graphs have 28 GB. Without --verify the graphs are written and not compared with PyTorch; the row says so. With --limit
+(Linux, root) the kernel gives the export no more memory than the bar, the pages of files that it reads and writes included.
 Writes or replaces the shape's row in benchmarks/results/big_checkpoint.json.
 """
 
@@ -11,14 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from benchmarks.big_folder import SHAPES, write
-from benchmarks.memory import Watched, watch
+from benchmarks.memory import Watched, memory_group, watch
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.machine import describe_machine
 
@@ -38,9 +43,10 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="llava-1.5-7b")
     parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--limit", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.scratch / arguments.shape
-    row = row_of(folder, arguments.shape, verify=arguments.verify)
+    row = row_of(folder, arguments.shape, verify=arguments.verify, limit=arguments.limit)
     shutil.rmtree(folder)
     print(json.dumps(row, indent=2), flush=True)
     record(row)
@@ -48,24 +54,42 @@ def main() -> None:
         sys.exit(1)
 
 
-def row_of(folder: Path, shape: str, *, verify: bool) -> dict[str, Any]:
+def row_of(folder: Path, shape: str, *, verify: bool, limit: bool) -> dict[str, Any]:
     """Export the shape in a process of its own; the folder is left."""
     checkpoint = write(folder / "checkpoint", shape)
     bundle = folder / "out.bundle"
     words: list[str | Path] = ["export", checkpoint, "-o", bundle, *([] if verify else ["--no-verify"])]
     load_before = os.getloadavg()[0]
-    found = watch([sys.executable, "-c", COMMAND, *words])
+    command = [sys.executable, "-c", COMMAND, *words]
+    limit_mb = bar_mb(largest_graph(checkpoint)) if limit else None
+    with nullcontext() if limit_mb is None else memory_group(limit_mb) as group:
+        found = watch(command, group=group)
     return described(shape, checkpoint, Bundle.open(bundle, check=False), found) | {
-        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)]
+        "limited_to_mb": None if limit_mb is None else round(limit_mb),
+        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
     }
+
+
+def bar_mb(parameters: int) -> float:
+    """What the export of a checkpoint may take whose largest graph has so many parameters."""
+    return FACTOR * parameters * 2 / 2**20 + ALLOWANCE_MB
+
+
+def largest_graph(checkpoint: Path) -> int:
+    """Parameters of the language model's decoder, the largest of the graphs; embeddings and head are a part of it."""
+    total = 0
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if "language_model" in name or "lm_head" in name]  # noqa: SIM118
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def described(shape: str, checkpoint: Path, bundle: Bundle, found: Watched) -> dict[str, Any]:
     """The row of one export."""
     manifest = bundle.manifest
     graphs = manifest.variants["fp32"].graphs
-    largest = max(graphs.values(), key=lambda graph: graph.parameters)
-    bar = FACTOR * largest.parameters * 2 / 2**20 + ALLOWANCE_MB
+    bar = bar_mb(max(graph.parameters for graph in graphs.values()))
     parity = manifest.parity.get("fp32")
     return {
         "shape": shape,
