@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUPS, DROP_CACHES = Path("/sys/fs/cgroup"), Path("/proc/sys/vm/drop_caches")
 INTERVAL_S = 0.02
 _FIELDS = {"RssAnon": "anonymous", "RssFile": "mapped", "VmRSS": "all"}
 
@@ -36,7 +36,8 @@ class Watched:
 def memory_group(limit_mb: float) -> Iterator[Path]:
     """A control group of Linux whose processes have `limit_mb` together, the pages of files that they read and write included.
 
-    The kernel kills what needs more. It takes root; raises `RuntimeError` where the group cannot be made.
+    The kernel kills what needs more. Pages that are in memory already would not count: those of closed files are dropped.
+    It takes root; raises `RuntimeError` where the group cannot be made.
     """
     apart = CONTROL_GROUPS / "memory"  # version 1 has a tree of its own for each resource
     group = (apart if apart.is_dir() else CONTROL_GROUPS) / f"edgevqa-{os.getpid()}"
@@ -44,6 +45,8 @@ def memory_group(limit_mb: float) -> Iterator[Path]:
         group.mkdir()
         limit = group / ("memory.limit_in_bytes" if apart.is_dir() else "memory.max")
         limit.write_text(str(int(limit_mb * 2**20)), encoding="ascii")
+        os.sync()
+        DROP_CACHES.write_text("3", encoding="ascii")
     except OSError as error:
         raise RuntimeError(f"No control group can be made at {group}: {error}. Run as root on Linux.") from error
     try:
