@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from edgevqa.runtime.axes import CROSS, ENCODER_MASK
@@ -41,6 +42,8 @@ class EncoderDecoderFlow:
             graphs.require((ENCODER,))
         crossed = [name for name in graphs.inputs(DECODER) if name.startswith(CROSS)] if self._prompted else [OUTPUT]
         graphs.require_outputs(crossed)
+        if self._prompted:  # keys and values of every layer are many times as large as embeddings
+            options = msgspec.structs.replace(options, trunk_cache_mb=options.prefix_cache_mb)
         self._image_side = ImageSide(graphs, manifest, options, outputs=crossed)
         self._graphs = graphs
         self._max_batch = options.max_batch

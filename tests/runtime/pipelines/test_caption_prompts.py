@@ -92,6 +92,14 @@ def test_what_the_decoder_attends_to_is_kept_for_further_prompts(captioner: Path
         assert pipeline.statistics.runs["vision_trunk"] == pipeline.statistics.runs["projector"] == 1
         pipeline.answer(rgb(1), "", max_new_tokens=NEW)
         assert pipeline.statistics.runs["projector"] == 2
+    with Pipeline.load(captioner, backend="onnxruntime", trunk_cache_mb=0) as pipeline:  # it holds no keys and values
+        for prompt in PROMPTS[:2]:
+            pipeline.answer(rgb(), prompt, max_new_tokens=NEW)
+        assert pipeline.statistics.runs["projector"] == 1
+    with Pipeline.load(captioner, backend="onnxruntime", prefix_cache_mb=0) as pipeline:
+        for prompt in PROMPTS[:2]:
+            pipeline.answer(rgb(), prompt, max_new_tokens=NEW)
+        assert pipeline.statistics.runs["projector"] == 2
 
 
 def test_a_bundle_whose_vision_gives_no_keys_is_told_when_it_is_loaded(tmp_path: Path) -> None:
