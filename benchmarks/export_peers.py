@@ -11,9 +11,11 @@ in turn on the same inputs, at batch 1 and 12 words where both take them: one fo
 picture and prompt to the logits of the next token for the others (theirs in one graph, or optimum's encoder and decoder; ours
 graph by graph with the runtime's sessions); and one token with a past of the prompt, where both have a graph for it.
 
-ONNX Runtime on the CPU, one thread a session, the same options. Times are processor time of that thread, so that other work
-on the machine counts little; wall time is in the JSON. Exit code 1: another exporter is faster than ours (its ratio's 95%
-interval ends below 0.97), or right where ours is not. The environments (Python 3.11):
+ONNX Runtime on the CPU, one thread a session: theirs with its defaults, ours as our runtime opens and calls them. Times are
+processor time of that thread, so that other work on the machine counts little; wall time is in the JSON. Exit code 1: another
+exporter is faster than ours (its ratio's 95% interval ends below 0.97), or right where ours is not.
+
+The environments (Python 3.11):
 
     python -m venv peers && peers/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     peers/bin/pip install transformers==5.23.0 onnx==1.23.2 onnxruntime==1.31.1 onnxscript pytest -e '.[export,cpu]'

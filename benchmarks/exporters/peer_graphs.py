@@ -82,13 +82,12 @@ def reason_of(stderr: str) -> str:
 
 
 class PeerGraph:
-    """One graph of another exporter, with the options, the one thread and the call of `OrtSession`, without its checks."""
+    """One graph of another exporter in ONNX Runtime as its users have it, with one thread."""
 
     def __init__(self, path: Path) -> None:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
         settings.log_severity_level = 3
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
         self.path = path
         self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each for each in self._session.get_inputs()}

@@ -16,6 +16,7 @@ from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions.base import Array, SessionOptions, Tensor
 from edgevqa.runtime.sessions.checks import Described, check_inputs
 
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]  # its kernel computes number by number: several times as long as Add and norm
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -100,7 +101,9 @@ class OrtSession:
         settings = self._settings(options)
         provider = ("CPUExecutionProvider", dict(options.provider_options))
         try:
-            return self._ort.InferenceSession(str(path), settings, providers=[provider])
+            return self._ort.InferenceSession(
+                str(path), settings, providers=[provider], disabled_optimizers=_SLOW_FUSIONS
+            )
         except Exception as error:  # see run
             raise BundleError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {path}: {first_line(error)} "

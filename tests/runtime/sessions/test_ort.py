@@ -7,12 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions import open_session
 from edgevqa.runtime.sessions.base import Array, ProfiledSession, SessionOptions
 from edgevqa.runtime.sessions.ort import HostTensor, host_array
+from edgevqa.runtime.sessions.ort_profile import ProfiledOrtSession
 
 TRUNK = {"pixel_values": np.ones((2, 3, 8, 8), dtype=np.float32)}
 
@@ -37,6 +42,34 @@ def test_arrays_that_lie_otherwise_are_copied(give: Callable[[Array], Array]) ->
     assert read.dtype == np.float32
     assert read.dtype.isnative
     np.testing.assert_array_equal(read, given)
+
+
+def test_sums_and_norms_are_not_fused_into_a_slow_kernel(tmp_path: Path) -> None:
+    """ONNX Runtime does fuse this graph by itself: else the test would show nothing."""
+    axes: list[int | str] = ["batch", 3, 16]
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "scale", "bias"], ["out"], axis=-1),
+    ]
+    weights = [numpy_helper.from_array(np.ones(16, np.float32), name) for name in ("scale", "bias")]
+    tensors = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("a", "b", "out")}
+    graph = helper.make_graph(nodes, "norm", [tensors["a"], tensors["b"]], [tensors["out"]], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    path = tmp_path / "norm.onnx"
+    path.write_bytes(model.SerializeToString())
+    usual = onnxruntime.SessionOptions()
+    usual.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # all but layouts
+    usual.optimized_model_filepath = str(tmp_path / "usual.onnx")
+    onnxruntime.InferenceSession(str(path), usual, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "usual.onnx").graph.node}
+    assert kinds == {"SkipLayerNormalization"}
+    sides = [TensorSpec(name=name, dtype="float32", shape=axes) for name in tensors]
+    spec = GraphSpec(
+        file="norm.onnx", opset=19, ir_version=10, inputs=sides[:2], outputs=sides[2:], parameters=0, nodes={}
+    )
+    with ProfiledOrtSession(path, "norm", spec, SessionOptions()) as session:
+        session.run({name: np.ones((2, 3, 16), np.float32) for name in ("a", "b")})
+        assert {time.kind for time in session.node_times()} == {"Add", "LayerNormalization"}
 
 
 def test_profiling_leaves_no_file(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
