@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import islice
 
 from edgevqa.evaluation.datasets.base import Sample
+from edgevqa.evaluation.normalization import normalize_answer
+from edgevqa.runtime.codecs import distinct_labels
 from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.pipeline import Pipeline
 from edgevqa.runtime.pipelines import flow_entry
@@ -45,12 +47,29 @@ def options_for(manifest: Manifest, samples: Sequence[Sample]) -> AnswerOptions:
 
 
 def scored_samples(manifest: Manifest, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples, without answers where none could be right: of models that give arrays, or that choose from other texts."""
+    """The samples, without answers where none could be right: of models that give arrays, or that choose from other texts.
+
+    An answer that is the label of several classes stands for each: which of them is meant, the data does not say.
+    """
     choices = options_for(manifest, samples).get("choices")
     reachable = choices is None or any(answer in choices for sample in samples for answer in sample.answers)
     if flow_entry(manifest).answers and reachable:
-        return list(samples)
+        return _with_shared_labels(manifest.labels, samples)
     return [replace(sample, answers=[]) for sample in samples]
+
+
+def _with_shared_labels(labels: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, with all classes' names in place of the label that they share."""
+    names: dict[str, list[str]] = {}
+    for label, name in zip(labels, distinct_labels(labels), strict=True):
+        if name != label:
+            names.setdefault(normalize_answer(label), []).append(name)
+    if not names:
+        return list(samples)
+    return [
+        replace(sample, answers=[name for each in sample.answers for name in names.get(normalize_answer(each), [each])])
+        for sample in samples
+    ]
 
 
 def _choices(texts: Iterable[str]) -> AnswerOptions:

@@ -20,6 +20,7 @@ from edgevqa.evaluation.selection import choose_samples
 from edgevqa.evaluation.significance import McNemar, mcnemar
 from edgevqa.runtime.backend_choice import Note
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.codecs import distinct_labels
 from edgevqa.runtime.errors import EdgeVQAError, InputError
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.machine import describe_machine
@@ -179,7 +180,7 @@ def label_warning(labels: Sequence[str], samples: Sequence[Sample]) -> list[str]
     asked = [sample for sample in samples if sample.answers]
     if not labels or not asked:
         return []
-    known = {normalize_answer(label) for label in labels}
+    known = {normalize_answer(label) for label in (*labels, *distinct_labels(labels))}
     share = sum(any(normalize_answer(answer) in known for answer in sample.answers) for sample in asked) / len(asked)
     if share >= NAMED_SHARE:
         return []

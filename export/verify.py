@@ -58,16 +58,18 @@ def compare_answers(bundle: Bundle, variant: str, cases: Sequence[AnswerCase]) -
     options = PipelineOptions(precision=variant, backend=BACKEND, max_batch=ANSWERS_AT_ONCE)
     graphs = one_at_a_time(bundle, variant, options=session_options(bundle, variant))
     different: list[tuple[AnswerCase, Answer]] = []
+    labels = bundle.manifest.labels
     with Pipeline(bundle, graphs, options, variant=variant, backend=BACKEND) as pipeline:
         for (tokens, choices), group in alike.items():
             pairs = [(case.image, case.question) for case in group]
             answers = pipeline.answer_pairs(pairs, max_new_tokens=tokens, choices=choices or None, num_beams=1)
-            different += [pair for pair in zip(group, answers, strict=True) if not _is_expected(*pair)]
+            different += [pair for pair in zip(group, answers, strict=True) if not _is_expected(*pair, labels)]
     return different
 
 
-def _is_expected(case: AnswerCase, answer: Answer) -> bool:
-    return answer.text == case.expected and case.tokens in (None, answer.tokens)
+def _is_expected(case: AnswerCase, answer: Answer, labels: Sequence[str]) -> bool:
+    text = labels[answer.tokens[0]] if labels else answer.text  # what the model calls it, as it may call other classes
+    return text == case.expected and case.tokens in (None, answer.tokens)
 
 
 def parity(rows: list[ParityRow], answers: int, different: int, *, left_out: Sequence[str] = ()) -> ParitySpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from edgevqa.runtime.errors import BundleError, ConfigError
 from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.text import QuestionTokenizer
+
+LABELS_NAMED = 5
 
 
 class AnswerCodec(Protocol):
@@ -45,17 +48,36 @@ class GeneratedText:
         return self._tokenizer.decode_settled(tokens)
 
 
+def distinct_labels(labels: Sequence[str]) -> list[str]:
+    """The labels, those that several classes share with the class's number: ImageNet has two classes called `crane`."""
+    count = Counter(labels)
+    found = [f"{label} ({number})" if count[label] > 1 else label for number, label in enumerate(labels)]
+    if len(set(found)) == len(found):
+        return found
+    return [f"{label} ({number})" for number, label in enumerate(labels)]  # another label is spelled like that
+
+
 class Labels:
-    """Answers that are one of a classifier's labels: one token, the label's index."""
+    """Answers that are one of a classifier's labels (see `distinct_labels`): one token, the label's index."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = list(labels)
+        self._given = list(labels)
+        self._labels = distinct_labels(labels)
 
     def choice(self, text: str) -> tuple[int, ...]:
-        if text not in self._labels:
-            some = ", ".join(self._labels[:5])
-            raise ConfigError(f"The choice {text!r} is none of the model's {len(self._labels)} labels ({some}, ...).")
-        return (self._labels.index(text),)
+        if text in self._labels:
+            return (self._labels.index(text),)
+        same = [name for name, label in zip(self._labels, self._given, strict=True) if label == text]
+        if len(same) == 1:
+            return (self._labels.index(same[0]),)
+        if same:
+            raise ConfigError(
+                f"The choice {text!r} is the label of {len(same)} classes. Give the one that is meant: {', '.join(same)}."
+            )
+        some = ", ".join(self._labels[:LABELS_NAMED]) + (", ..." if len(self._labels) > LABELS_NAMED else "")
+        raise ConfigError(
+            f"The choice {text!r} is none of the model's {len(self._labels)} labels ({some}). Choose among these."
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._labels[tokens[0]] if tokens else ""

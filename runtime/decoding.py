@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevqa.runtime.errors import CheckFailed
+from edgevqa.runtime.errors import NotFiniteError
 from edgevqa.runtime.manifest import GenerationSpec
 from edgevqa.runtime.sessions.base import Array
 
@@ -66,20 +66,21 @@ class Generated(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     total_log_probability: float
 
+    def cut_by(self, ends: Sequence[int]) -> bool:
+        """Whether none of the tokens that end an answer came, of a model that has such."""
+        return bool(ends) and (not self.tokens or self.tokens[-1] not in ends)
+
     @property
     def mean_log_probability(self) -> float:
         return self.total_log_probability / max(len(self.tokens), 1)
 
 
 def log_softmax(logits: Array) -> Floats:
-    """Log-probabilities over the last axis, float64. Raises `CheckFailed` when numbers have overflowed."""
+    """Log-probabilities over the last axis, float64. Raises `NotFiniteError` for NaN and infinity."""
     values = logits.astype(np.float64)
     highest = values.max(axis=-1, keepdims=True)
     if not np.isfinite(highest).all():
-        raise CheckFailed(
-            "The decoder gave logits that are not finite numbers: something overflowed in this precision. "
-            "Use another precision, such as fp32."
-        )
+        raise NotFiniteError("logits")
     values -= highest
     normalised: Floats = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
     return normalised

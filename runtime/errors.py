@@ -2,6 +2,7 @@
 
 EdgeVQAError (exit 70)               a backend failed, or a session was used wrongly: not the input's fault
 ├── CheckFailed (exit 1)             a check or gate failed: parity, accuracy budget, `verify`
+│   └── NotFiniteError               a graph gave NaN or infinity where a number was needed
 ├── InputError (exit 2)              wrong usage or input
 │   ├── ImageError                   a picture that cannot be read or is out of bounds
 │   ├── QuestionError                a question that cannot be asked
@@ -29,6 +30,13 @@ class CheckFailed(EdgeVQAError):
     """A check or gate failed: parity, an accuracy budget, `--fail-if`, `bundle verify`."""
 
     exit_code = 1
+
+
+class NotFiniteError(CheckFailed):
+    """A graph gave NaN or infinity where a number was needed; `what` it gave, as in "logits"."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The model gave {what} that are not finite numbers.")
 
 
 class InputError(EdgeVQAError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sessions import choose_backend, open_session, split_backend
 from edgevqa.runtime.sessions.base import Array, SessionOptions
 from edgevqa.runtime.sessions.checks import check_names, describe
+from edgevqa.runtime.staging import Staging, check_place, clear_write_errors
 
 
 def run_graph(
@@ -81,26 +81,19 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an .npz file whole: to a draft beside it, renamed at the end. Raises `InputError` where it cannot."""
+    """Write an .npz file whole, or not at all; missing folders are made. Raises `InputError` where it cannot."""
     check_output(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with draft.open("wb") as stream:
+    with clear_write_errors(path), Staging(path) as staging:
+        with staging.partial.open("wb") as stream:
             save: Any = np.savez  # its types take no names beside its own
             save(stream, **arrays)
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        staging.commit()
 
 
 def check_output(path: Path, *, inputs: Path | None = None) -> None:
-    """Raise `InputError` when `path` has no folder, is one, or is the file of inputs."""
-    if not path.parent.is_dir():
-        raise InputError(f"The folder of {path} does not exist. Make it first: mkdir -p {path.parent}")
+    """Raise `InputError` when `path` cannot be written, is a folder, or is the file of inputs."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected an .npz file to write. Name a file in it.")
     if inputs is not None and path.resolve() == inputs.resolve():
         raise InputError(f"{path} is given for both inputs and outputs, and would be overwritten. Name another output.")
+    check_place(path)

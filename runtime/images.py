@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable, Generator
@@ -23,6 +24,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryvie
 MAX_PIXELS = 89_478_485
 """The size at which Pillow itself begins to suspect a decompression bomb: 256 MiB of RGB."""
 
+_PILLOWS_MOST = 2 * MAX_PIXELS  # it opens nothing larger
 _EXPECTED = "Expected a path, bytes, a PIL image or a numpy array."
 
 
@@ -67,12 +69,12 @@ def _from_stream(opener: Callable[[], BinaryIO], where: str, max_pixels: int) ->
         if not stream.read(1):
             raise ImageError(f"{where}: there are 0 bytes in it; expected a picture. Copy or export it again.")
         stream.seek(0)
-        with _decoding(where), Image.open(stream) as image:
+        with _decoding(where, max_pixels), Image.open(stream) as image:
             return _from_pillow(image, where, max_pixels)
 
 
 @contextmanager
-def _decoding(where: str) -> Generator[None, None, None]:
+def _decoding(where: str, max_pixels: int) -> Generator[None, None, None]:
     """Turn what Pillow's decoders raise on foreign bytes into `ImageError`, and keep their warnings quiet."""
     try:
         with warnings.catch_warnings():
@@ -85,7 +87,9 @@ def _decoding(where: str) -> Generator[None, None, None]:
             f"{where} is not a picture in a format that Pillow reads. Expected PNG, JPEG, WebP, GIF, TIFF, BMP, ..."
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{where} is refused as a decompression bomb: {error} Scale the picture down.") from error
+        size = re.search(r"\d+", str(error))  # Pillow tells it in words alone, beside a limit of its own
+        has = f"{where} has {int(size[0]):,}" if size else f"{where} has too many"
+        raise ImageError(_too_many(has, min(max_pixels, _PILLOWS_MOST))) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ImageError(
             f"{where} cannot be decoded: {_reason(error)}. It is truncated or damaged: copy or export it again."
@@ -94,7 +98,7 @@ def _decoding(where: str) -> Generator[None, None, None]:
 
 def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Rgb:
     _check_size(image.width, image.height, where, max_pixels)
-    with _decoding(where):
+    with _decoding(where, max_pixels):
         image.load()
         return _to_rgb(_upright(image), where)
 
@@ -189,10 +193,11 @@ def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{where} is {width} x {height} pixels; expected at least 1 x 1.")
     if width * height > max_pixels:
-        raise ImageError(
-            f"{where} is {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
-            "Scale the picture down."
-        )
+        raise ImageError(_too_many(f"{where} is {width} x {height} = {width * height:,}", max_pixels))
+
+
+def _too_many(told: str, most: int) -> str:
+    return f"{told} pixels; at most {most:,} are read. Scale the picture down."
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
@@ -18,8 +19,9 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import picture_key
 from edgevqa.runtime.codecs import make_codec
 from edgevqa.runtime.counters import Lap, Statistics
-from edgevqa.runtime.decoding import softmax
+from edgevqa.runtime.decoding import Limits, softmax
 from edgevqa.runtime.errors import ConfigError, EdgeVQAError, QuestionError
+from edgevqa.runtime.finite import explained
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.images import ImageSource
@@ -68,9 +70,10 @@ class Pipeline:
         self.backend = backend
         self._graphs = graphs
         self._flow = make_flow(graphs, bundle.manifest, options)
-        self._questions = Questions.of(bundle)
-        self._codec = make_codec(flow_entry(bundle.manifest).codec, bundle.manifest, self._questions)
+        self.questions = Questions.of(bundle)
+        self._codec = make_codec(flow_entry(bundle.manifest).codec, bundle.manifest, self.questions)
         self._generation = bundle.manifest.generation or NOTHING_GENERATED
+        self._ends = Limits.of(bundle.manifest.generation, 1).ends if bundle.manifest.generation else ()
         self._lock = threading.RLock()
         self._closed = False
 
@@ -192,7 +195,7 @@ class Pipeline:
         flow, source = embedding_flow(self._flow), iter(images)
         rows: list[NDArray[np.float32]] = []
         while pictures := [self._picture(image)[0] for image in islice(source, self.options.max_batch)]:
-            with self._lock:
+            with self._lock, self._explained():
                 self._check_open()
                 rows.append(flow.embed_images(pictures))
         return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
@@ -201,7 +204,7 @@ class Pipeline:
         """Normalised embeddings of texts, (texts, width). Raises `QuestionError`, and `ConfigError` as `embed_images`."""
         flow = embedding_flow(self._flow)
         questions = [self._question(text)[0] for text in ([texts] if isinstance(texts, str) else texts)]
-        with self._lock:
+        with self._lock, self._explained():
             self._check_open()
             return flow.embed_texts(questions) if questions else np.zeros((0, 0), dtype=np.float32)
 
@@ -226,9 +229,9 @@ class Pipeline:
         """Run every graph once, then forget what that left in caches and statistics (and what was there before)."""
         options: AnswerOptions = {"max_new_tokens": 2}
         blank = np.zeros((8, 8, 3), dtype=np.uint8)
-        with self._lock:
+        with self._lock, self._explained():
             self._check_open()
-            pair = Pair(Picture(blank, picture_key(blank)), self._questions.blank())
+            pair = Pair(Picture(blank, picture_key(blank)), self.questions.blank())
             self._flow.answer([pair], self._request(options))
             if isinstance(self._flow, EmbeddingFlow) and self._flow.embeds:
                 self._flow.embed_images([pair.picture])
@@ -257,6 +260,9 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self.variant, self.bundle.variant(self.variant))
+
     def _check_open(self) -> None:
         if self._closed:
             raise EdgeVQAError("The pipeline was closed; load it again.")
@@ -279,7 +285,7 @@ class Pipeline:
             for _, spent in chunk:
                 _add(timing_ms, spent)
             ready = [pair for pair, _ in chunk]
-            with self._lock:
+            with self._lock, self._explained():
                 self._check_open()
                 lap = Lap(self.statistics)
                 outcomes = self._flow.answer(ready, request)
@@ -293,14 +299,14 @@ class Pipeline:
     def _generate(self, pair: Pair, request: Request) -> Iterator[Outcome]:
         """Growing outcomes; the lock is held for one token at a time."""
         if request.num_beams > 1 or request.choices:
-            with self._lock:
+            with self._lock, self._explained():
                 self._check_open()
                 outcomes = self._flow.answer([pair], request)
             yield outcomes[0]
             return
         steps = self._flow.stream(pair, request)
         while True:
-            with self._lock:
+            with self._lock, self._explained():
                 self._check_open()
                 outcome = next(steps, None)
             if outcome is None:
@@ -322,7 +328,7 @@ class Pipeline:
             self._check_open()
             lap = Lap(self.statistics)
             with self.statistics.timed("tokenize"):
-                question = self._questions.question(text)
+                question = self.questions.question(text)
             return question, lap.timing_ms()
 
     def _request(self, options: AnswerOptions) -> Request:
@@ -379,6 +385,7 @@ class Pipeline:
             log_probability=generated.mean_log_probability,
             scores=scores,
             tokens=generated.tokens,
+            truncated_answer=not request.choices and outcome.text is None and generated.cut_by(self._ends),
             truncated_question=question.truncated,
             unknown_tokens=question.unknown_tokens,
             timing_ms=timing_ms,

@@ -32,10 +32,15 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextHits(msgspec.Struct, frozen=True, kw_only=True):
-    """The pictures that fit a text best, the best first."""
+    """The pictures that fit a text best, the best first.
+
+    `truncated_text` tells that the end of the text was cut, `unknown_tokens` how many of its tokens the vocabulary lacks.
+    """
 
     text: str
     hits: list[Hit]
+    truncated_text: bool = False
+    unknown_tokens: int = 0
 
 
 class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +91,7 @@ def search(
     if not texts or not all(text.strip() for text in texts):
         raise QuestionError("A text to search for is empty. Describe in words what the picture shows.")
     names = find_pictures(folder)
-    words = pipeline.embed_texts(texts)
+    words, asked = pipeline.embed_texts(texts), [pipeline.questions.question(text) for text in texts]
     store = EmbeddingStore.of(pipeline)
     reader = _Reader(pipeline, store)
     try:
@@ -98,8 +103,8 @@ def search(
         raise InputError(f"None of the {len(names)} pictures in {folder} can be read. {first.image}: {first.error}")
     return Found(
         results=[
-            TextHits(text=text, hits=hits)
-            for text, hits in zip(texts, _rank(pipeline, reader, words, top), strict=True)
+            TextHits(text=text, hits=hits, truncated_text=read.truncated, unknown_tokens=read.unknown_tokens)
+            for text, read, hits in zip(texts, asked, _rank(pipeline, reader, words, top), strict=True)
         ],
         pictures=len(reader.found),
         remembered=reader.remembered,

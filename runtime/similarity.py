@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevqa.runtime.decoding import Floats, log_softmax
-from edgevqa.runtime.errors import CheckFailed
+from edgevqa.runtime.errors import NotFiniteError
 from edgevqa.runtime.manifest import MatchingSpec
 from edgevqa.runtime.sessions.base import Array
 
@@ -34,18 +34,15 @@ def logits(similarity: Floats, matching: MatchingSpec) -> Floats:
 def log_probabilities(values: Floats, activation: str) -> Floats:
     """Log-probabilities of logits: over the last axis with `softmax`, each of its own with `sigmoid`.
 
-    Raises `CheckFailed` when numbers have overflowed.
+    Raises `NotFiniteError` for NaN and infinity.
     """
     return log_softmax(values) if activation == "softmax" else log_sigmoid(values)
 
 
 def log_sigmoid(values: Any) -> Floats:
-    """log(1 / (1 + exp(-values))), float64. Raises `CheckFailed` when numbers have overflowed."""
+    """log(1 / (1 + exp(-values))), float64. Raises `NotFiniteError` for NaN and infinity."""
     given = np.asarray(values, dtype=np.float64)
     if not np.isfinite(given).all():
-        raise CheckFailed(
-            "The model gave a score that is not a finite number: something overflowed in this precision. "
-            "Use another precision, such as fp32."
-        )
+        raise NotFiniteError("scores")
     found: Floats = -np.logaddexp(0.0, -given)
     return found

@@ -101,6 +101,15 @@ class Staging:
             raise
 
 
+def check_place(target: Path) -> None:
+    """Raise `InputError` or `UnavailableError` where no file can be written to `target`: before work that takes long.
+
+    One is written beside it, in folders that are made for it, and all of that is removed again.
+    """
+    with clear_write_errors(target), Staging(target) as staging:
+        staging.partial.touch()
+
+
 def refuse_mount(path: Path) -> None:
     """Raise `InputError` for a mount point: a folder is replaced as a whole, by a rename, which it does not allow."""
     if path.is_dir() and path.is_mount():
@@ -167,7 +176,10 @@ def explain_write_error(error: BaseException, target: Path, *, needed_bytes: int
         return None
     if any(_is_disk_full(cause) for cause in _chain(error)):
         return _disk_full(real, needed_bytes)
-    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and _is_output(error, real):
+    unwritable = isinstance(error, OSError) and error.errno in _NOT_WRITABLE and _is_output(error, real)
+    # what /proc and folders that were deleted say to a new file; of a file within the partial it would be a bug
+    nowhere = isinstance(error, FileNotFoundError) and _is_output(error, real, within=False)
+    if isinstance(error, OSError) and (unwritable or nowhere):
         return InputError(f"{real} cannot be written: {error.strerror}. Give an output that you may write to.")
     return None
 
@@ -201,13 +213,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _is_output(error: OSError, target: Path) -> bool:
-    """Whether the error is about the target, a folder above it, or its partial."""
+def _is_output(error: OSError, target: Path, *, within: bool = True) -> bool:
+    """Whether the error is about the target, a folder above it, or its partial, or with `within` a file in that."""
     if not isinstance(error.filename, str):
         return False
     path = Path(os.path.realpath(error.filename))
     staged = any(
-        place.parent == target.parent and place.name.startswith(f".{target.name}.") for place in (path, *path.parents)
+        place.parent == target.parent and place.name.startswith(f".{target.name}.")
+        for place in (path, *(path.parents if within else ()))
     )
     return staged or path == target or path in target.parents
 

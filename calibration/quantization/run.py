@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 
 from edgevqa.calibration.observation.ranges import METHODS
+from edgevqa.calibration.quantization.names import DECODER, ENCODERS
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import InputError, require
 from edgevqa.runtime.manifest import VariantSpec
@@ -141,6 +142,7 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
     started = time.perf_counter()
     advance = report or (lambda what, done, total: None)
     bundle = Bundle.open(bundle_path)
+    _refuse_absent(bundle, options)
     refuse_mount(bundle.root)  # before the work, not at its end
     calibrated = bundle.manifest.calibration is None and not _weights_alone(bundle, options)
     if calibrated:
@@ -154,6 +156,18 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
         warnings=warnings,
         seconds=time.perf_counter() - started,
     )
+
+
+def _refuse_absent(bundle: Bundle, options: QuantizeOptions) -> None:
+    """Raise `InputError` for how graphs are quantised that the model does not have."""
+    present = {graph for variant in bundle.manifest.variants.values() for graph in variant.graphs}
+    modes = (("--decoder", options.decoder, (DECODER,)), ("--encoder", options.encoder, ENCODERS))
+    for name, mode, graphs in modes:
+        if mode != "int8" and not present & set(graphs):
+            raise InputError(
+                f"{name} {mode}: this model ({bundle.manifest.family}) has no graph {' or '.join(graphs)}, so this would "
+                f"change nothing. Its graphs are {', '.join(sorted(present))}. Leave {name} out."
+            )
 
 
 def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Bundle:

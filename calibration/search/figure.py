@@ -8,6 +8,7 @@ from typing import Any
 
 from edgevqa.runtime.errors import InputError, require
 from edgevqa.runtime.sensitivity import LayerSensitivity, SensitivityReport
+from edgevqa.runtime.staging import Staging, check_place, clear_write_errors
 
 FORMATS = (".svg", ".png", ".pdf")
 LAYERS = 40
@@ -18,9 +19,8 @@ def check_figure(path: Path) -> None:
     """Raise `InputError` for a file that cannot become a figure, `MissingExtraError` where matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"--plot {path}: expected a file that ends in {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise InputError(f"--plot {path}: the folder {path.parent} does not exist. Make it first.")
     require("matplotlib.figure", extra="report", purpose="Drawing a figure")
+    check_place(path)
 
 
 def draw_sensitivity(report: SensitivityReport, path: Path) -> None:
@@ -37,7 +37,9 @@ def draw_sensitivity(report: SensitivityReport, path: Path) -> None:
     figure.suptitle(
         f"What quantising each layer costs: {report.numerics}, {report.samples} questions of {report.dataset}"
     )
-    figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
+    with clear_write_errors(path), Staging(path) as staging:
+        figure.savefig(staging.partial, format=path.suffix[1:].lower(), dpi=150)
+        staging.commit()
 
 
 def _harm(axes: Any, rows: Sequence[LayerSensitivity]) -> None:

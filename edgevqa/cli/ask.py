@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
+from edgevqa.cli.ask_options import needs_no_words, note_ignored, refuse_options
+from edgevqa.cli.loading import load_pipeline
+from edgevqa.cli.output import note, print_json, print_table, print_text
 from edgevqa.runtime.errors import ConfigError, QuestionError
 from edgevqa.runtime.images import load_image
-from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.pipeline import Pipeline
-from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.pipelines.base import Answer, AnswerOptions
 from edgevqa.runtime.pipelines.pictures import Images
 
@@ -84,14 +84,14 @@ def ask(
     image_ms = (time.perf_counter() - start) * 1e3
     settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
     start = time.perf_counter()
-    with progress_bar("Checking") as progress:
-        pipeline = Pipeline.load(bundle, progress=progress, note=note, **settings)
-    bundle_ms = (time.perf_counter() - start) * 1e3
     options: AnswerOptions = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "top_k": top_k}
     if choices is not None:
         options["choices"] = choices.split(",")
+    pipeline = load_pipeline(bundle, lambda manifest: refuse_options(manifest, options), **settings)
+    bundle_ms = (time.perf_counter() - start) * 1e3
     with pipeline:
-        given = _check(pipeline.manifest, questions or [], options)
+        note_ignored(pipeline, questions or [], options)
+        given = questions or ([""] if needs_no_words(pipeline.manifest, options) else [])
         asked = _answer_all(pipeline, picture, given, options, stream=stream, quiet=as_json)
         spent = {"load_image": image_ms, "load_bundle": bundle_ms, **_stages(pipeline)}
     answers = [answer for answer in asked if isinstance(answer, Answer)]
@@ -102,29 +102,6 @@ def ask(
         print_table(("stage", ">ms"), [(stage, f"{value:.1f}") for stage, value in spent.items()])
     if len(answers) < len(asked):
         raise typer.Exit(QuestionError.exit_code)
-
-
-def _check(manifest: Manifest, questions: list[str], options: AnswerOptions) -> list[str]:
-    """The questions, an empty one where the model needs none. Raises `ConfigError` for an option that is for others."""
-    if not flow_entry(manifest).answers:
-        raise ConfigError(
-            f"The model ({manifest.family}) gives arrays, no answers: edgevqa features BUNDLE IMAGE -o features.npz"
-        )
-    if options.get("top_k") is not None and not manifest.labels:
-        raise ConfigError(
-            f"--top-k is for models that choose from labels; this one ({manifest.family}) has none. Give --choices A,B,..., "
-            "which are all scored."
-        )
-    if questions and manifest.text is None:
-        note(f"note: the model ({manifest.family}) takes no words: the question has no say in the answer.")
-    return questions or ([""] if _needs_no_words(manifest, options) else [])
-
-
-def _needs_no_words(manifest: Manifest, options: AnswerOptions) -> bool:
-    """Whether there is an answer without a question. What matches texts to pictures needs one of the two: it or choices."""
-    if manifest.pipeline == "matching":
-        return options.get("choices") is not None
-    return manifest.text is None or not manifest.text.required
 
 
 def _stages(pipeline: Pipeline) -> dict[str, float]:
@@ -149,7 +126,10 @@ def _answer_all(
 def _answer_input(
     pipeline: Pipeline, picture: Images, options: AnswerOptions, *, stream: bool, quiet: bool
 ) -> list[Answer | _Refused]:
-    """Answer the lines of standard input. At a terminal a wrong question is noted, and with `quiet` it is returned."""
+    """Answer the lines of standard input. At a terminal a wrong question is noted, and with `quiet` it is returned.
+
+    Raises `QuestionError` where no question comes, and nobody at a terminal chose so.
+    """
     asked: list[Answer | _Refused] = []
     for question in _read_questions():
         try:
@@ -165,6 +145,12 @@ def _answer_input(
             note(f"error: {error}")
             if quiet:
                 asked.append(_Refused(question=question, error=str(error)))
+    if not asked and not sys.stdin.isatty():
+        instead = ", or --choices A,B" if pipeline.manifest.pipeline == "matching" else ""
+        raise QuestionError(
+            "No question was given, and none came from standard input. Give one after the picture, in quotes"
+            f"{instead}; or pipe questions in, one a line."
+        )
     return asked
 
 
@@ -207,6 +193,8 @@ def _confidence(answer: Answer) -> str:
 
 
 def _print_notes(answer: Answer) -> None:
+    if answer.truncated_answer:
+        note(f"note: the answer was cut after {len(answer.tokens)} tokens; --max-new-tokens allows for more.")
     if answer.truncated_question:
         note(f"note: the end of a question of {len(answer.question):,} characters was cut; the model takes no more.")
     if answer.unknown_tokens:
@@ -223,6 +211,7 @@ def _as_json(answer: Answer | _Refused) -> dict[str, Any]:
         "log_probability": answer.log_probability,
         "scores": answer.scores,
         "tokens": answer.tokens,
+        "truncated_answer": answer.truncated_answer,
         "truncated_question": answer.truncated_question,
         "unknown_tokens": answer.unknown_tokens,
         "timing_ms": answer.timing_ms,

@@ -10,11 +10,11 @@ import typer
 
 from edgevqa.cli.output import count_bar, note, print_json, print_pairs, print_table, progress_bar
 from edgevqa.cli.row_text import counted, interval, milliseconds, number
-from edgevqa.evaluation.evaluating import EvaluateOptions
+from edgevqa.evaluation.evaluating import EvaluateOptions, Evaluation
 from edgevqa.evaluation.evaluating import evaluate as run
 from edgevqa.evaluation.rows import Row
 from edgevqa.runtime.errors import ConfigError
-from edgevqa.runtime.staging import Staging, clear_write_errors, readable_bytes
+from edgevqa.runtime.staging import Staging, check_place, clear_write_errors, readable_bytes
 
 
 def evaluate(
@@ -58,19 +58,27 @@ def evaluate(
     )
     if output is not None and output.is_dir():
         raise ConfigError(f"--output {output} is a folder; expected the name of a file, such as answers.jsonl.")
+    if output is not None:
+        check_place(output)
     with progress_bar("Checking") as progress, count_bar() as advance:
         found = run(bundle, options, advance=advance, progress=progress, note=note)
-    if output is not None:
-        lines = b"".join(msgspec.json.encode(each) + b"\n" for each in found.predictions())
-        with clear_write_errors(output), Staging(output) as staging:
-            staging.partial.write_bytes(lines)
-            staging.commit()
-    for warning in found.warnings:
-        note(f"warning: {warning}")
-    if as_json:
-        print_json(found.as_json())
-        return
-    _print_row(found.row)
+    try:
+        if output is not None:
+            _write(output, found)
+    finally:  # a disk that became full takes the answers, not the figures
+        for warning in found.warnings:
+            note(f"warning: {warning}")
+        if as_json:
+            print_json(found.as_json())
+        else:
+            _print_row(found.row)
+
+
+def _write(output: Path, found: Evaluation) -> None:
+    lines = b"".join(msgspec.json.encode(each) + b"\n" for each in found.predictions())
+    with clear_write_errors(output), Staging(output) as staging:
+        staging.partial.write_bytes(lines)
+        staging.commit()
 
 
 def _print_row(row: Row) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
+from edgevqa.cli.loading import load_pipeline
+from edgevqa.cli.output import print_json, print_table, print_text
 from edgevqa.runtime.errors import ConfigError, InputError
 from edgevqa.runtime.graph_run import check_output, write_arrays
 from edgevqa.runtime.images import Rgb, load_image
-from edgevqa.runtime.pipeline import Pipeline
-from edgevqa.runtime.pipelines.features import SEED, Reconstruction
+from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.pipelines import flow_entry
+from edgevqa.runtime.pipelines.features import SEED, Reconstruction, no_features
+from edgevqa.runtime.staging import Staging, check_place, clear_write_errors
 
 
 def features(
@@ -54,27 +57,27 @@ def features(
         raise ConfigError("--mask-ratio goes with --reconstruct: features are of every patch.")
     if output is not None:
         check_output(output)
-    if reconstruct is not None and (reconstruct.suffix.lower() != ".png" or not reconstruct.resolve().parent.is_dir()):
-        raise InputError(f"--reconstruct {reconstruct} cannot be written: give a .png file in a folder that exists.")
+    if reconstruct is not None:
+        if reconstruct.suffix.lower() != ".png" or reconstruct.is_dir():
+            raise InputError(f"--reconstruct {reconstruct} cannot be written: give the name of a .png file.")
+        check_place(reconstruct)
     rgb = load_image(image)
-    with progress_bar("Checking") as progress:
-        pipeline = Pipeline.load(
-            bundle,
-            progress=progress,
-            note=note,
-            precision=precision,
-            backend=backend,
-            threads=threads,
-            check=not no_verify,
-        )
-    with pipeline:
+    settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
+    with load_pipeline(bundle, _refuse_answers, **settings) as pipeline:
         found = {} if output is None else pipeline.features(rgb)
         restored = None if reconstruct is None else pipeline.reconstruct(rgb, mask_ratio=mask_ratio, seed=seed)
     if output is not None:
         write_arrays(output, found)
     if reconstruct is not None and restored is not None:
-        Image.fromarray(side_by_side(restored)).save(reconstruct)
+        with clear_write_errors(reconstruct), Staging(reconstruct) as staging:
+            Image.fromarray(side_by_side(restored)).save(staging.partial, format="PNG")
+            staging.commit()
     _report(output, found, reconstruct, restored, as_json=as_json)
+
+
+def _refuse_answers(manifest: Manifest) -> None:
+    if flow_entry(manifest).answers:
+        raise no_features()
 
 
 def side_by_side(restored: Reconstruction) -> Rgb:

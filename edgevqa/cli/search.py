@@ -8,12 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from edgevqa.cli.output import note, print_json, print_text, progress_bar, sample_bar
-from edgevqa.runtime.pipeline import Pipeline
+from edgevqa.cli.loading import load_pipeline
+from edgevqa.cli.output import note, print_json, print_text, sample_bar
+from edgevqa.runtime.manifest import Manifest
+from edgevqa.runtime.pipelines.base import no_embeddings
+from edgevqa.runtime.pipelines.matching import has_embeddings
 from edgevqa.runtime.search import Found, Hit, find_pictures
 from edgevqa.runtime.search import search as run
 
 NOTED = 5
+SHOWN = 60
 
 
 def search(
@@ -41,13 +45,13 @@ def search(
     find_pictures(folder)  # what is wrong with the folder is said before a model is loaded
     settings: dict[str, Any] = {"precision": precision, "backend": backend, "threads": threads, "check": not no_verify}
     start = time.perf_counter()
-    with progress_bar("Checking") as progress:
-        pipeline = Pipeline.load(bundle, progress=progress, note=note, trunk_cache_mb=0, **settings)
+    pipeline = load_pipeline(bundle, _refuse_others, trunk_cache_mb=0, **settings)
     load_ms = (time.perf_counter() - start) * 1e3
     start = time.perf_counter()
     with pipeline, sample_bar("Searching") as advance:
         found = run(pipeline, folder, texts, top=top, advance=advance)
     spent = {"load_bundle": load_ms, "search": (time.perf_counter() - start) * 1e3}
+    _note_texts(found)
     _note_unreadable(found)
     if as_json:
         print_json(
@@ -68,10 +72,27 @@ def search(
             print_text(f"{'  ' if named else ''}{_line(hit)}")
 
 
+def _refuse_others(manifest: Manifest) -> None:
+    if not has_embeddings(manifest):
+        raise no_embeddings()
+
+
 def _line(hit: Hit) -> str:
     if hit.probability is None:
         return f"{hit.image}  (cosine {hit.cosine:.3f})"
     return f"{hit.image}  (probability {hit.probability:.3f}, cosine {hit.cosine:.3f})"
+
+
+def _note_texts(found: Found) -> None:
+    for result in found.results:
+        if result.truncated_text:
+            note(f"note: the end of a text of {len(result.text):,} characters was cut; the model takes no more.")
+        if result.unknown_tokens:
+            note(f"note: the model does not know {result.unknown_tokens} of the tokens of {_short(result.text)}.")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
 
 
 def _note_unreadable(found: Found) -> None:

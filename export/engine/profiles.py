@@ -7,10 +7,20 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgevqa.export.engine.options import BuildOptions
-from edgevqa.runtime.axes import USUAL_QUESTION, Range, encoder_keys, picture_tokens, question_words, reads_prompts
+from edgevqa.runtime.axes import (
+    USUAL_QUESTION,
+    Range,
+    encoder_keys,
+    own_axes,
+    picture_tokens,
+    question_words,
+    reads_prompts,
+    words_by_reader,
+)
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from edgevqa.runtime.text import PLAIN
 
 Axes = Mapping[str, Range]
 _TOKEN: Axes = {"length": (1, 1, 1), "slots": (1, 1, 1)}
@@ -25,15 +35,20 @@ def axis_ranges(
     Decoders that read prompts in chunks (the axis `length`) have these two for single tokens, then one for the part of a
     prompt with the picture, where it is a part of it, and one for batches of questions. `template` is the number of tokens
     around picture and question; where it is None, room is made for the most that there can be. The cache's `capacity` has one
-    size: its slots are written in place. Further axes are those of `manifest.image.axes` and of the options. Raises
-    `InputError` where an option is beyond what the model takes.
+    size: its slots are written in place. Tokenizers beside the language model's have words of their own (`own_axes`).
+    Further axes are those of `manifest.image.axes` and of the options. Raises `InputError` where an option is beyond what
+    the model takes.
     """
-    words = _words(manifest, options)
-    shared: dict[str, Range] = {"words": words}
+    words = _words(manifest, graphs, options)
+    prompt = _prompt(manifest, graphs, options, words, template)
+    if not prompt.picture:  # an encoder reads the template with the question
+        around = _around(manifest, template)
+        words = words[0], words[1] + around, words[2] + around
+    others = {} if "words" in options.axes else words_by_reader(manifest, options.max_question)
+    shared: dict[str, Range] = {"words": words, **others}
     keys = encoder_keys(manifest, graphs, words)
     if keys is not None:
         shared["keys"] = keys
-    prompt = _prompt(manifest, graphs, options, words, template)
     slots = prompt.most + prompt.new_tokens
     shared["capacity"] = (slots, slots, slots)
     given = {**({} if manifest.image is None else manifest.image.axes), **options.axes}
@@ -108,6 +123,13 @@ def _prompt(
     )
 
 
+def _around(manifest: Manifest, template: int | None) -> int:
+    """Tokens around a question for which a tokenizer's limit leaves no room: none, where there is no template."""
+    if manifest.text is None or manifest.text.template == PLAIN:
+        return 0
+    return _template_tokens(manifest) if template is None else template + _MARGIN
+
+
 def _template_tokens(manifest: Manifest) -> int:
     """The most tokens that there can be around picture and question: one for every byte."""
     text = "" if manifest.text is None else manifest.text.template
@@ -131,7 +153,7 @@ def check_axes(given: Mapping[str, Range], graphs: Mapping[str, GraphSpec]) -> N
 def graph_profiles(name: str, graph: GraphSpec, ranges: Sequence[Mapping[str, Range]]) -> list[Profile]:
     """One graph's profiles, each once. Raises `InputError` naming an axis without a range."""
     found: list[Profile] = []
-    for axes in ranges:
+    for axes in (own_axes(graph, each) for each in ranges):
         profile = {tensor.name: _shape_range(name, tensor, axes) for tensor in graph.inputs}
         if profile not in found:
             found.append(profile)
@@ -164,8 +186,21 @@ def widest(profiles: Sequence[Profile]) -> Profile:
     return joined
 
 
-def _words(manifest: Manifest, options: BuildOptions) -> Range:
-    asked, most = options.max_question, question_words(manifest)[2]
+def _words(manifest: Manifest, graphs: Mapping[str, GraphSpec], options: BuildOptions) -> Range:
+    """Tokens of a question that the language model reads, or of what else the graphs read where it reads none."""
+    asked = options.max_question
+    read = manifest if manifest.text is None else msgspec.structs.replace(manifest, texts={})
+    if asked and not _reads_words(graphs):
+        raise InputError(
+            f"--max-question {asked}: this model's graphs take no questions of different lengths, so there is none to bound. "
+            "Leave the option out."
+        )
+    most = question_words(read)[2]
     if asked > most:
         raise InputError(f"--max-question {asked}: the model takes questions of at most {most} tokens.")
-    return question_words(manifest, asked)
+    return question_words(read, asked)
+
+
+def _reads_words(graphs: Mapping[str, GraphSpec]) -> bool:
+    axes = {axis for graph in graphs.values() for tensor in graph.inputs for axis in tensor.shape}
+    return bool(axes & {"words", "keys", "length"})

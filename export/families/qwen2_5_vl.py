@@ -61,9 +61,8 @@ class Qwen25VL:
         context = max_context(text)
         check_windows(text, context)
         # pictures take fewer positions than places: the tables of positions bound what is written, not what is seen
-        generation = generation_spec(
-            model, max_context=min(context + (image.tokens or 0), text.max_position_embeddings)
-        )
+        longest = min(context + (image.tokens or 0), text.max_position_embeddings)
+        generation = msgspec.structs.replace(generation_spec(model, max_context=longest), max_positions=context)
         spec = assets.text_spec(
             tokenizer,
             cleaning="none",

@@ -159,6 +159,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is its exponential, in (0, 1]; with choices it is the score of the one chosen. `scores` gives every choice its share
     (they add up to 1, or are each choice's own probability of models such as SigLIP), a classifier's likeliest labels
     theirs, or "yes" and "no"; it is None where there is none of these.
+    `truncated_answer` tells that the answer would have gone on: `max_new_tokens` ended it, no end token.
     `truncated_question` tells that the end of the question was cut, `unknown_tokens` how many of its tokens the
     vocabulary lacks. `timing_ms` are the milliseconds a stage took for the batch that this answer came from, with `total`.
     """
@@ -169,6 +170,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     log_probability: float
     scores: dict[str, float] | None
     tokens: tuple[int, ...]
+    truncated_answer: bool
     truncated_question: bool
     unknown_tokens: int
     timing_ms: dict[str, float]
@@ -209,7 +211,12 @@ def embedding_flow(flow: Flow) -> EmbeddingFlow:
     """The flow as one that embeds. Raises `ConfigError` for a model that has no embeddings."""
     if isinstance(flow, EmbeddingFlow) and flow.embeds:
         return flow
-    raise ConfigError(
+    raise no_embeddings()
+
+
+def no_embeddings() -> ConfigError:
+    """What is said of a model that has no embeddings."""
+    return ConfigError(
         "The bundle's model has no embeddings of pictures and texts that could be compared. Take a dual encoder, such as "
         "CLIP or SigLIP (`edgevqa families` lists what can be exported)."
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from edgevqa.runtime.codecs import distinct_labels
 from edgevqa.runtime.decoding import Generated, log_softmax
 from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.graphs import Graphs
@@ -26,7 +27,7 @@ class ClassificationFlow:
         if manifest.image is None or not manifest.labels:
             raise BundleError("The manifest lacks 'image' or 'labels', which this pipeline needs. Export it again.")
         self._graphs = graphs
-        self._image, self._labels = manifest.image, manifest.labels
+        self._image, self._labels = manifest.image, distinct_labels(manifest.labels)
         self._pad = 0 if manifest.text is None else manifest.text.pad_token_id
         self._reads = "input_ids" in graphs.inputs(CLASSIFIER)
 

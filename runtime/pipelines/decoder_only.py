@@ -27,15 +27,29 @@ PREFILL = "prefill"
 _PREFIX_CACHE_ITEMS = 256
 
 
-class Prefix(msgspec.Struct, frozen=True):
-    """The part of a prompt that ends with the picture, as the decoder has read it.
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the part of a prompt that ends with the picture takes: `length` places, of which `slots` are the picture's.
 
-    `states` are its `new_key.N` and `new_value.N` (1, heads, length, head); `next_position` is that of the next token.
+    `next_position` is that of the next token; `ids` are all that is read, tokens between the picture's tiles among them.
     """
 
-    states: dict[str, Value]
     length: int
+    slots: int
     next_position: int
+    ids: tuple[int, ...]
+
+
+class Prefix(Extent, frozen=True, kw_only=True):
+    """That part as the decoder has read it: `states` are its `new_key.N` and `new_value.N` (1, heads, length, head)."""
+
+    states: dict[str, Value]
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """That part before it is read: positions (1 or 3, length), ids and what they take."""
+
+    positions: Integers
+    extent: Extent
 
 
 class DecoderOnlyFlow:
@@ -54,6 +68,7 @@ class DecoderOnlyFlow:
             )
         self._generation, self._image_token = manifest.generation, text.image_token_id
         self._image_side = ImageSide(graphs, manifest, options)
+        self._fixed = manifest.image is not None and manifest.image.processor == "fixed"
         graphs.require((DECODER,))
         self._graphs = graphs
         self._max_batch = options.max_batch
@@ -103,11 +118,12 @@ class DecoderOnlyFlow:
         decoder, penalty = self._prompted(pairs, copies, steps), self._generation.repetition_penalty
         if penalty == 1.0:
             return decoder
-        prompts = [pair.question.ids for pair in pairs for _ in range(copies)]
+        read = [(*own, *pair.question.ids) for own, pair in zip(decoder.heads, pairs, strict=True)]
+        prompts = [ids for ids in read for _ in range(copies)]
         return PenalizedDecoder(decoder, penalty, prompts, starts=False)
 
     def _prompted(self, pairs: Sequence[Pair], copies: int, steps: int) -> PromptedDecoder:
-        prefixes, rests = self._prefixes_of(pairs)
+        prefixes, rests = self._prefixes_of(pairs, steps)
         longest = max(prefix.length for prefix in prefixes)
         ids, mask = pad_ids(rests, self._generation.pad_token_id, left=True)
         used = longest + ids.shape[1]
@@ -119,10 +135,13 @@ class DecoderOnlyFlow:
         state.next_positions = starts + mask.sum(axis=1)
         if copies > 1:
             state, logits = state.repeated(copies), np.repeat(logits, copies, axis=0)
-        return PromptedDecoder(state, logits)
+        return PromptedDecoder(state, logits, [prefix.ids for prefix in prefixes])
 
-    def _prefixes_of(self, pairs: Sequence[Pair]) -> tuple[list[Prefix], list[tuple[int, ...]]]:
-        """What every pair's prompt begins with, up to the picture's end, and the ids that follow."""
+    def _prefixes_of(self, pairs: Sequence[Pair], steps: int) -> tuple[list[Prefix], list[tuple[int, ...]]]:
+        """What every pair's prompt begins with, up to the picture's end, and the ids that follow.
+
+        Raises `ConfigError` for a prompt that leaves no room for `steps` more tokens, before the decoder reads it.
+        """
         found: list[Prefix] = []
         rests: list[tuple[int, ...]] = []
         known: dict[tuple[bytes, tuple[int, ...]], Prefix] = {}
@@ -134,39 +153,75 @@ class DecoderOnlyFlow:
             cut = len(ids) - ids[::-1].index(self._image_token)
             head, rest = ids[:cut], ids[cut:] or (self._generation.pad_token_id,)
             key = (pair.picture.key, head)
+            more = len(rest) + steps
             prefix = None if self._image_side.asks else known.get(key) or self._prefixes.get(key)
             if prefix is None:
                 rows = rows or self._image_side.rows(pairs)
-                prefix = self._read(head, *rows[number])
+                embeds, prepared = rows[number]
+                placed = self._place(head, embeds.shape[1], prepared)
+                self._check_room(placed.extent, more, pair)
+                prefix = self._read(placed, embeds)
                 self._prefixes.put(key, prefix, size_bytes=sum(map(size_bytes, prefix.states.values())))
+            else:
+                self._check_room(prefix, more, pair)
             known[key] = prefix
             found.append(prefix)
             rests.append(rest)
         return found, rests
 
-    def _read(self, head: tuple[int, ...], embeds: Value, prepared: Prepared) -> Prefix:
-        """Run the decoder on the part of a prompt that ends with the picture."""
-        slots = (self._image_token,) * embeds.shape[1] if prepared.expansion is None else prepared.expansion
+    def _place(self, head: tuple[int, ...], embeddings: int, prepared: Prepared) -> _Head:
+        """The part of a prompt that ends with the picture, with a place for each of the picture's embeddings."""
+        slots = (self._image_token,) * embeddings if prepared.expansion is None else prepared.expansion
         ids = [each for token in head for each in (slots if token == self._image_token else (token,))]
         wide = len(self._graphs.input(DECODER, "position_ids").shape) == 3
         positions, following = place(ids, self._image_token, prepared.grids if wide else ())
+        extent = Extent(length=len(ids), slots=len(ids) - len(head) + 1, next_position=following, ids=tuple(ids))
+        return _Head(positions[:, None] if wide else positions, extent)
+
+    def _read(self, head: _Head, embeds: Value) -> Prefix:
+        """Run the decoder on the part of a prompt that ends with the picture."""
         state = _Rows(self._graphs, 1, self._capacity(1))
-        tokens = np.array([ids], dtype=np.int64)
-        chunk = _Chunk(tokens, np.ones_like(tokens), positions[:, None] if wide else positions)
+        tokens = np.array([head.extent.ids], dtype=np.int64)
+        chunk = _Chunk(tokens, np.ones_like(tokens), head.positions)
         state.feed(chunk, Images(embeds, _image_index(tokens, self._image_token)))
         kept = {name: value for name, value in state.last.items() if name.startswith(("new_key.", "new_value."))}
-        return Prefix(kept, len(ids), following)
+        return Prefix(states=kept, **msgspec.structs.asdict(head.extent))
 
     def _capacity(self, slots: int) -> int:
         """Room for `slots` tokens: as many, or what the graph was built with."""
         axis = self._graphs.input(DECODER, "past_key.0").shape[2]
-        most = axis if isinstance(axis, int) else self._generation.max_context
-        if most is not None and slots > most:
+        if not isinstance(axis, int):
+            return slots
+        if slots > axis:  # each row had room: they are of different lengths
             raise ConfigError(
-                f"Picture, question and answer take {slots} places together, but the model has {most}. "
-                "Ask for a shorter answer, or ask a shorter question."
+                f"Pictures, questions and answers of a batch take {slots} places together, but the model has {axis}. "
+                "Load it with a smaller max_batch, or ask for shorter answers."
             )
-        return axis if isinstance(axis, int) else slots
+        return axis
+
+    def _check_room(self, prompt: Extent, more: int, pair: Pair) -> None:
+        """Raise `ConfigError` where the model has no place or no position for `more` tokens after a prompt's beginning."""
+        axis = self._graphs.input(DECODER, "past_key.0").shape[2]
+        limits = (
+            ("places", prompt.length + more, axis if isinstance(axis, int) else None),
+            ("places", prompt.length + more, self._generation.max_context),
+            ("positions", prompt.next_position + more, self._generation.max_positions),
+        )
+        for what, taken, most in limits:
+            if most is not None and taken > most:
+                raise ConfigError(
+                    f"{'Pictures' if pair.picture.parts else 'Picture'}, question and answer take {taken} {what} together, "
+                    f"but the model has {most}. {self._shorten(prompt, taken, pair)}"
+                )
+
+    def _shorten(self, prompt: Extent, taken: int, pair: Pair) -> str:
+        """What to do about a prompt and answer that take too many places: less of what takes most of them."""
+        if 2 * prompt.slots < taken or (self._fixed and not pair.picture.parts):
+            return "Ask for a shorter answer, or ask a shorter question."
+        if not pair.picture.parts:
+            return f"The picture takes {prompt.slots} places: give a smaller one, or ask for a shorter answer."
+        count = len(pair.picture.parts)
+        return f"The {count} pictures take {prompt.slots} places: ask about fewer of them, or give smaller ones."
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -247,10 +302,13 @@ class _Rows:
 
 
 class PromptedDecoder:
-    """A decoder whose rows have read their prompts: the first step gives what these led to, whatever it is fed."""
+    """A decoder whose rows have read their prompts: the first step gives what these led to, whatever it is fed.
 
-    def __init__(self, state: _Rows, logits: Array) -> None:
-        self.rows = state.rows
+    `heads` are the ids that each prompt began with, up to the picture's end.
+    """
+
+    def __init__(self, state: _Rows, logits: Array, heads: Sequence[tuple[int, ...]]) -> None:
+        self.rows, self.heads = state.rows, heads
         self._state = state
         self._first: Array | None = logits
 

@@ -161,7 +161,12 @@ def features_flow(flow: Flow) -> FeaturesFlow:
     """The flow as one that gives features. Raises `ConfigError` for another."""
     if isinstance(flow, FeaturesFlow):
         return flow
-    raise ConfigError(
+    raise no_features()
+
+
+def no_features() -> ConfigError:
+    """What is said of a model that gives answers."""
+    return ConfigError(
         "The bundle's model gives answers, not features. Take an encoder, such as ViTMAEModel or ViTModel "
         "(`edgevqa families` lists what can be exported)."
     )

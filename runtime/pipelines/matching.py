@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevqa.runtime.caches import LruCache
 from edgevqa.runtime.decoding import Floats, Generated
-from edgevqa.runtime.errors import BundleError, QuestionError
+from edgevqa.runtime.errors import BundleError, NotFiniteError, QuestionError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.manifest import Manifest
 from edgevqa.runtime.pipelines.base import Outcome, Pair, Picture, PipelineOptions, Request
@@ -97,11 +97,11 @@ class MatchingFlow:
         """Normalised embeddings, (pictures, width), or (pictures, vectors, width) of models that see several."""
         seen = self._see(IMAGE_ENCODER, pictures)
         rows = [host(seen[picture.key][IMAGE_EMBEDS]) for picture in pictures]
-        return np.concatenate(rows).astype(np.float32, copy=False)
+        return _finite(np.concatenate(rows).astype(np.float32, copy=False))
 
     def embed_texts(self, questions: Sequence[Question]) -> Float32s:
         """Normalised embeddings, (texts, width)."""
-        return self._embed_ids([question.ids for question in questions]).astype(np.float32, copy=False)
+        return _finite(self._embed_ids([question.ids for question in questions]).astype(np.float32, copy=False))
 
     def _compare(self, pictures: Sequence[Picture], texts: Sequence[Sequence[Ids]]) -> list[Floats]:
         """Of each picture the cosines with its texts."""
@@ -232,6 +232,12 @@ class MatchingFlow:
         return ids, mask
 
 
+def has_embeddings(manifest: Manifest) -> bool:
+    """Whether a manifest's model gives a picture and a text a place in one space, without loading it."""
+    graphs = {graph for variant in manifest.variants.values() for graph in variant.graphs}
+    return manifest.pipeline == "matching" and (bool(graphs & {IMAGE_ENCODER, TEXT_ENCODER}) or MATCHER not in graphs)
+
+
 def _verdict(value: float) -> Outcome:
     """Yes or no, from the log-odds of yes."""
     yes, no = float(log_sigmoid(value)), float(log_sigmoid(-value))
@@ -258,6 +264,13 @@ def _cast(value: Value, dtype: str) -> Value:
     if isinstance(value, np.ndarray) and value.dtype != np.dtype(dtype):
         return value.astype(np.dtype(dtype))
     return value
+
+
+def _finite(embeddings: Float32s) -> Float32s:
+    """Embeddings that can be compared. Raises `NotFiniteError` for others, which a search would rank and remember."""
+    if not np.isfinite(embeddings).all():
+        raise NotFiniteError("embeddings")
+    return embeddings
 
 
 def _values_bytes(values: Values) -> int:

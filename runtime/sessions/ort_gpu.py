@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevqa.runtime.axes import own_axes
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.caches import HostKeyValueCache, KeyValueCache, cache_shape
 from edgevqa.runtime.errors import BundleError, ConfigError, UnavailableError, require
@@ -122,7 +123,7 @@ def open_gpu_session(
     if options.profile:
         raise ConfigError(f"Backend '{provider.backend}' does not time layers; onnxruntime and openvino do.")
     spec, numerics = bundle.graph(variant, graph), bundle.variant(variant).numerics
-    ranges = axis_ranges(bundle.manifest, bundle.variant(variant).graphs)
+    ranges = own_axes(spec, axis_ranges(bundle.manifest, bundle.variant(variant).graphs))
     make = functools.partial(
         make_options, provider, spec, numerics=numerics, ranges=ranges, given=dict(options.provider_options)
     )

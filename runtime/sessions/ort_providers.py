@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from edgevqa.runtime.axes import Range, encoder_keys, question_words, reads_prompts
+from edgevqa.runtime.axes import Range, encoder_keys, question_words, reads_prompts, words_by_reader
 from edgevqa.runtime.manifest import GraphSpec, Manifest, Numerics, TensorSpec
 from edgevqa.runtime.sessions import CUDA_LIBRARIES, TENSORRT_LIBRARIES
 
@@ -123,7 +123,7 @@ def axis_ranges(manifest: Manifest, graphs: Mapping[str, GraphSpec]) -> dict[str
     if prompt:  # read at once, with the start token
         ranges["length"] = (1, 1, 1 + prompt)
     keys = encoder_keys(manifest, graphs, words)
-    return ranges if keys is None else {**ranges, "keys": keys}
+    return {**ranges, **({} if keys is None else {"keys": keys}), **words_by_reader(manifest)}
 
 
 def _tensorrt_types(numerics: Numerics) -> dict[str, str]:

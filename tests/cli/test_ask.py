@@ -23,6 +23,7 @@ _SPEC.loader.exec_module(_TOY)
 toy_bundle = _TOY.toy_bundle
 Invoke = Callable[..., tuple[int, str, str]]
 QUESTION = "what color is the ball?"
+CUT = "note: the answer was cut after 6 tokens; --max-new-tokens allows for more.\n"
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_one_question(invoke: Invoke, toy_bundle: Path, picture: Path) -> None:
     code, out, err = invoke("ask", toy_bundle, picture, QUESTION)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, CUT)
     answer, _, confidence = out.strip().partition("  (confidence ")
     assert answer
     assert 0 < float(confidence.rstrip(")")) <= 1
@@ -50,6 +51,7 @@ def test_json_is_alone_on_standard_output(invoke: Invoke, toy_bundle: Path, pict
     assert {"question", "answer", "confidence", "log_probability", "scores", "tokens", "timing_ms"} <= set(first)
     assert 0 < first["confidence"] <= 1
     assert (first["truncated_question"], second["truncated_question"]) == (False, True)
+    assert first["truncated_answer"]
     assert "was cut" in err
     timing = document["timing_ms"]
     assert {"load_image", "load_bundle", "vision_trunk", "language_decoder", "total"} <= set(timing)
@@ -94,7 +96,7 @@ def test_questions_from_standard_input(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\nhow many dogs?\n\nis this read?\n"))
     code, out, err = invoke("ask", toy_bundle, picture)
-    assert (code, err, len(out.splitlines())) == (0, "", 2)
+    assert (code, err, len(out.splitlines())) == (0, CUT * 2, 2)
     monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION))
     code, out, _ = invoke("ask", toy_bundle, picture, "--json")
     assert [answer["question"] for answer in json.loads(out)["answers"]] == [QUESTION]
@@ -174,7 +176,11 @@ def test_graph_run_does_not_overwrite_its_inputs(invoke: Invoke, toy_bundle: Pat
     np.savez(given, pixel_values=np.zeros((1, 3, 8, 8)))
     link.symlink_to(given)
     before = given.read_bytes()
-    for outputs, message in ((given, "both inputs and outputs"), (link, "both"), (tmp_path / "no" / "o.npz", "mkdir")):
+    for outputs, message in (
+        (given, "both inputs and outputs"),
+        (link, "both"),
+        (given / "o.npz", "cannot be written"),
+    ):
         files = ("--inputs", given, "--outputs", outputs)
         code, out, err = invoke("graph", "run", toy_bundle, "vision_trunk", *files)
         assert (code, out) == (2, "")

@@ -67,14 +67,33 @@ def test_a_picture_is_restored(invoke: Invoke, bundle: Path, image: Path, tmp_pa
     assert f"restored.png: 50% of the patches left out and predicted; mean squared error {expected.loss:.4f}" in text
 
 
+def test_missing_folders_are_made(invoke: Invoke, bundle: Path, image: Path, tmp_path: Path) -> None:
+    files = tmp_path / "a" / "b" / "features.npz", tmp_path / "c" / "restored.png"
+    code, _, err = invoke("features", bundle, image, "-o", files[0], "--reconstruct", files[1])
+    assert (code, err) == (0, "")
+    assert all(file.is_file() for file in files)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a place that takes no files")
+@pytest.mark.parametrize("args", [("-o", "/proc/features.npz"), ("--reconstruct", "/proc/restored.png")])
+def test_a_place_that_takes_no_files_is_told(
+    invoke: Invoke, bundle: Path, image: Path, args: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "from_bundle", None)  # said before anything is loaded
+    code, out, err = invoke("features", bundle, image, *args)
+    assert (code, out) == (2, "")
+    assert f"{args[1]} cannot be written" in err
+    assert "Give an output that you may write to." in err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ((), "There is nothing to write: give -o FILE"),
         (("-o", "features.npz", "--mask-ratio", 0.5), "--mask-ratio goes with --reconstruct"),
-        (("--reconstruct", "restored.jpg"), "give a .png file in a folder that exists"),
-        (("--reconstruct", "nowhere/restored.png"), "give a .png file in a folder that exists"),
-        (("-o", "nowhere/features.npz"), "The folder of nowhere/features.npz does not exist"),
+        (("--reconstruct", "restored.jpg"), "give the name of a .png file"),
+        (("--reconstruct", "picture.png/restored.png"), "Give an output that you may write to"),
+        (("-o", "picture.png/features.npz"), "Give an output that you may write to"),
         (("--reconstruct", "restored.png", "--mask-ratio", 1), "The mask ratio is 1.0; expected 0.063 to 0.937"),
         (("--reconstruct", "restored.png", "--seed", -1), "The seed is -1; expected a whole number of at least 0"),
     ],

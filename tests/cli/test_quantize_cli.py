@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgevqa.runtime.bundle import Bundle
+from tests.runtime.pipelines.wordless_toys import write_classifier
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -41,6 +42,16 @@ def test_mistakes(invoke: Invoke, fake_bundle: Bundle, arguments: tuple[str, ...
     assert out == ""
     assert message in err
     assert (fake_bundle.root / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--decoder", "--encoder"])
+def test_modes_of_graphs_that_the_model_lacks_are_refused(invoke: Invoke, tmp_path: Path, option: str) -> None:
+    bundle = write_classifier(tmp_path / "toy")
+    code, out, err = invoke("quantize", bundle, "--precision", "int8", option, "weight-int4", "--data", "scenes:7:90")
+    assert (code, out) == (2, "")
+    assert f"{option} weight-int4: this model (toy) has no graph" in err
+    assert f"Its graphs are classifier. Leave {option} out." in err
+    assert list(Bundle.open(bundle).manifest.variants) == ["fp32"]
 
 
 def test_a_missing_bundle(invoke: Invoke, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.embedding_store import EmbeddingStore
-from edgevqa.runtime.errors import ImageError
+from edgevqa.runtime.errors import ConfigError, ImageError
 from edgevqa.runtime.manifest import MatchingSpec
 from edgevqa.runtime.pipeline import Pipeline
 from edgevqa.runtime.preprocessing import prepare
@@ -241,8 +241,24 @@ def test_mistakes_are_2(
     assert "Traceback" not in err
 
 
-def test_a_model_without_embeddings_is_2(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+def test_a_text_that_the_model_does_not_read_whole_is_told(invoke: Invoke, clip: Path, folder: Path) -> None:
+    long = " ".join([TEXT] * 200)
+    code, out, err = invoke("search", clip, folder, TEXT, long, f"{TEXT} xyzzy", "--json")
+    assert code == 0
+    assert "note: the end of a text of 2,199 characters was cut; the model takes no more.\n" in err
+    assert f"note: the model does not know 1 of the tokens of '{TEXT} xyzzy'.\n" in err
+    assert err.count("note:") == 2
+    told = [(each["truncated_text"], each["unknown_tokens"]) for each in json.loads(out)["results"]]
+    assert told == [(False, 0), (True, 0), (False, 1)]
+
+
+def test_a_model_without_embeddings_is_2(
+    invoke: Invoke, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = write_matching(tmp_path / "matcher", {"vision": {}, "matcher": {}}, None)
+    with Pipeline.load(bundle) as pipeline, pytest.raises(ConfigError, match="has no embeddings"):
+        search(pipeline, folder, [TEXT])
+    monkeypatch.setattr(Pipeline, "from_bundle", None)  # said before anything is measured or loaded
     code, out, err = invoke("search", bundle, folder, TEXT)
     assert (code, out) == (2, "")
     assert "has no embeddings of pictures and texts" in err

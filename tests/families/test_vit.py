@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from edgevqa.export import ExportOptions, export
 from edgevqa.export.samples import PICTURES
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.pipeline import Pipeline
@@ -74,6 +77,20 @@ class TestViT(ViTContract):
         assert chosen.scores is not None
         assert sum(chosen.scores.values()) == pytest.approx(1)
         assert chosen.text in ("dog", "ball")
+
+    def test_classes_may_share_a_label(self, folder: Path, tmp_path: Path) -> None:
+        """As two classes of ImageNet are called `crane`: the eager model's label is what every answer begins with."""
+        shared = tmp_path / "shared"
+        shutil.copytree(folder, shared)
+        config = json.loads((shared / "config.json").read_text())
+        config["id2label"] = dict.fromkeys(config["id2label"], "crane")
+        (shared / "config.json").write_text(json.dumps(config))
+        export(str(shared), tmp_path / "bundle", ExportOptions())
+        with Pipeline.load(tmp_path / "bundle", backend="onnxruntime") as pipeline:
+            answer = pipeline.answer(picture(40, 50), "", top_k=7)
+        assert answer.text == f"crane ({answer.tokens[0]})"
+        assert answer.scores is not None
+        assert set(answer.scores) == {f"crane ({number})" for number in range(len(LABELS))}
 
 
 class TestViTFeatures(ViTContract):

@@ -17,10 +17,11 @@ from edgevqa.runtime.manifest import GraphSpec, ImageSpec, Manifest, TensorSpec,
 from edgevqa.runtime.questions import Questions
 from tests.runtime.pipelines.conftest import TOKENS, write_toy
 from tests.runtime.pipelines.decoder_only_toy import TEMPLATE, write_decoder_only
-from tests.runtime.pipelines.wordless_toys import write_captioner
+from tests.runtime.pipelines.wordless_toys import write_captioner, write_classifier
 
 TEMPLATE_TOKENS = 4  # `<s> user <image> answer`
 WORDS, NEW = 12, 6
+MASKED = ("input_ids", "attention_mask")
 PROMPT = TOKENS + TEMPLATE_TOKENS + 8 + WORDS  # with a margin for what a question may add to the template
 
 
@@ -179,11 +180,44 @@ class TestEncoderDecoder:
         with pytest.raises(InputError, match="--max-prompt is for models whose decoder reads"):
             ranges(toy, max_prompt=10)
 
-    def test_a_second_reader_of_the_question_may_take_more_words(self, toy: Bundle) -> None:
+    @pytest.mark.parametrize("most", [5, 40])
+    def test_a_second_reader_of_the_question_has_words_of_its_own(self, toy: Bundle, most: int) -> None:
+        """Its tables may end before the language model's do, or go on behind them."""
         assert isinstance(toy.manifest.text, TextSpec)
-        other = msgspec.structs.replace(toy.manifest.text, max_tokens=40)
-        manifest = msgspec.structs.replace(toy.manifest, texts={"qformer": other})
-        assert ranges(toy, manifest)[0]["words"] == (1, 12, 40)
+        other = msgspec.structs.replace(toy.manifest.text, max_tokens=most)
+        manifest = msgspec.structs.replace(toy.manifest, texts={"qformer": other, "fusion": other})
+        graph = toy.variant("fp32").graphs["language_encoder"]
+        ids = [TensorSpec(name=f"qformer_{each}", dtype="int64", shape=["batch", "words"]) for each in MASKED]
+        states = TensorSpec(name="question_states", dtype="float32", shape=["batch", "words", 8])
+        readers = {
+            "qformer": msgspec.structs.replace(graph, inputs=ids),
+            "question_encoder": msgspec.structs.replace(graph, outputs=[states]),
+            "vision_fusion": msgspec.structs.replace(graph, inputs=[states]),
+        }
+
+        def longest(name: str, spec: GraphSpec, **changes: Any) -> set[int]:
+            found = graph_profiles(name, spec, ranges(toy, manifest, **changes))
+            return {shape.max[1] for each in found for tensor, shape in each.items() if tensor != "image_embeds"}
+
+        assert longest("language_encoder", graph) == {WORDS}
+        for name, reader in readers.items():
+            assert longest(name, reader) == {most}
+            assert longest(name, reader, max_question=3) == {3}
+            assert longest(name, reader, axes={"words": (1, 4, 7)}) == {7}
+
+    def test_a_template_is_read_with_the_question(self, toy: Bundle) -> None:
+        assert isinstance(toy.manifest.text, TextSpec)
+        templated = msgspec.structs.replace(toy.manifest.text, template="answer {question} now")
+        found = ranges(toy, msgspec.structs.replace(toy.manifest, text=templated))
+        around = TEMPLATE_TOKENS + 8
+        assert found[0]["words"] == (1, 12 + around, WORDS + around)
+        assert found[0]["keys"] == (TOKENS + 1, TOKENS + 12 + around, TOKENS + WORDS + around)
+
+    def test_questions_of_one_length_have_no_bound(self, tmp_path: Path) -> None:
+        toy = Bundle.open(write_classifier(tmp_path / "toy"))
+        with pytest.raises(InputError, match="--max-question 5: this model's graphs take no questions of different"):
+            ranges(toy, max_question=5)
+        assert ranges(toy)
 
 
 def test_an_axis_that_nobody_knows_is_asked_for(bundle: Bundle) -> None:

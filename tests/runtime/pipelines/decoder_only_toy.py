@@ -167,11 +167,16 @@ def write_decoder_only(
     *,
     capacity: int | str = "capacity",
     max_context: int | None = None,
+    max_positions: int | None = None,
+    several: bool = False,
     processor: str = "fixed",
     grid: bool = False,
     fused: bool = False,
 ) -> Path:
-    """Write the toy bundle to `path`. `processor` `toy` must be a row of `PROCESSORS` (see `PROCESSOR`)."""
+    """Write the toy bundle to `path`. `processor` `toy` must be a row of `PROCESSORS` (see `PROCESSOR`).
+
+    With `several` a question may be about more pictures than one.
+    """
     with BundleWriter(path) as writer:
         width: int | str = SIZE if processor == "fixed" else "width"
         graphs = {}
@@ -203,6 +208,7 @@ def write_decoder_only(
             mean=[0.5, 0.5, 0.5],
             std=[0.2, 0.2, 0.2],
             tokens=TOKENS if processor == "fixed" else 2 * TOKENS + 2,
+            separator=[] if several else None,
             **given,
         )
         writer.finish(
@@ -217,7 +223,12 @@ def write_decoder_only(
                 image=image,
                 text=text,
                 generation=GenerationSpec(
-                    decoder_start_token_id=3, eos_token_id=1, pad_token_id=0, max_new_tokens=6, max_context=max_context
+                    decoder_start_token_id=3,
+                    eos_token_id=1,
+                    pad_token_id=0,
+                    max_new_tokens=6,
+                    max_context=max_context,
+                    max_positions=max_positions,
                 ),
                 variants={"fp32": VariantSpec(precision="fp32", numerics="fp32", weights=None, graphs=graphs)},
                 source=SourceSpec(kind="reference", id="toy", revision=None, sha256="0" * 64, parameters=0),

@@ -17,7 +17,7 @@ from edgevqa.runtime.manifest import ImageSpec
 from edgevqa.runtime.preprocessing import prepare
 from edgevqa.runtime.sessions.base import Array, Tensor
 from tests.runtime.pipelines.conftest import HEAD, HEADS, TOKENS
-from tests.runtime.pipelines.decoder_only_toy import IMAGE_TOKEN, LAYERS
+from tests.runtime.pipelines.decoder_only_toy import IMAGE_TOKEN, LAYERS, PLACES
 
 QUESTIONS = ["what color is the ball", "how many dogs are there", "is it red ?", "the ball"]
 KINDS: list[dict[str, Any]] = [
@@ -51,7 +51,7 @@ class Uncached:
     def __init__(self, pipeline: Pipeline, picture: np.ndarray, question: str, rows: int = 1) -> None:
         self.rows = rows
         self._session = pipeline.graphs.sessions["language_decoder"]
-        asked = pipeline._questions.question(question)
+        asked = pipeline.questions.question(question)
         spec = pipeline.manifest.image
         assert isinstance(spec, ImageSpec)
         prepared = prepare(picture, spec)
@@ -241,6 +241,32 @@ def test_a_capacity_that_the_graph_fixes_is_kept_to(
         assert pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=2).tokens
         with pytest.raises(ConfigError, match=rf"take {prompt + 3} places together, but the model has {prompt + 2}"):
             pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_too_many_pictures_are_refused_before_they_are_read(
+    make_decoder_only: Callable[..., Path], pictures: list[np.ndarray], backend: str
+) -> None:
+    """Read, their positions would be beyond the decoder's table: an error of the backend, or whatever lies behind it."""
+    pytest.importorskip(backend)
+    fit = (PLACES - 3 - len(QUESTIONS[0].split()) - 4) // TOKENS
+    with Pipeline.load(make_decoder_only(max_context=PLACES, several=True), backend=backend) as pipeline:
+        assert pipeline.answer([pictures[0]] * fit, QUESTIONS[0], max_new_tokens=4).tokens
+        with pytest.raises(ConfigError, match=rf"take 26\d places together, but the model has {PLACES}.*fewer of them"):
+            pipeline.answer([pictures[0]] * (fit + 2), QUESTIONS[0], max_new_tokens=4)
+        with pytest.raises(ConfigError, match=r"Ask for a shorter answer, or ask a shorter question"):
+            pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=PLACES)
+
+
+def test_a_table_of_positions_that_is_shorter_than_the_context_is_kept_to(
+    make_decoder_only: Callable[..., Path], pictures: list[np.ndarray]
+) -> None:
+    """A picture with a grid takes fewer positions than places."""
+    settings = {"processor": "toy", "grid": True, "max_context": PLACES}
+    with Pipeline.load(make_decoder_only(**settings, max_positions=20)) as pipeline:
+        assert pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=10).tokens
+        with pytest.raises(ConfigError, match=r"take 2\d positions together, but the model has 20"):
+            pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=12)
 
 
 def test_an_image_token_in_a_question_is_text(pipeline: Pipeline, pictures: list[np.ndarray]) -> None:

@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgevqa.runtime import Answer, Pipeline
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.caches import picture_key
 from edgevqa.runtime.decoding import beam_search
 from edgevqa.runtime.errors import ConfigError
 from edgevqa.runtime.pipelines.base import AnswerOptions, Pair, Picture
 from edgevqa.runtime.pipelines.encoder_decoder import EncoderDecoderFlow
+from tests.runtime.pipelines.conftest import write_toy
 
 QUESTIONS = ["What color is the ball?", "how many dogs are there", "is it red?"]
 
@@ -46,12 +50,32 @@ def test_the_answer_and_what_it_says_about_itself(pipeline: Pipeline, pictures: 
     assert 0 < answer.confidence <= 1
     assert answer.confidence == pytest.approx(np.exp(answer.log_probability))
     assert answer.scores is None
+    assert answer.truncated_answer, "the toy seldom ends"
     assert not answer.truncated_question
     stages = {"load_image", "tokenize", "preprocess", "vision_trunk", "question_encoder", "vision_fusion"}
     stages |= {"projector", "language_encoder", "language_decoder", "total"}
     assert set(answer.timing_ms) == stages
     parts = sum(value for stage, value in answer.timing_ms.items() if stage != "total")
     assert 0 < parts <= answer.timing_ms["total"]
+
+
+def test_an_answer_that_ends_was_not_cut(tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    path = write_toy(tmp_path / "toy")
+    bundle = Bundle.open(path)
+    assert bundle.manifest.generation is not None
+    with Pipeline.load(path, backend="onnxruntime") as pipeline:
+        whole = pipeline.answer(pictures[0], QUESTIONS[0]).tokens
+    end = next(token for place, token in enumerate(whole) if place and token not in whole[:place])
+    ends = msgspec.structs.replace(bundle.manifest.generation, more_eos_token_ids=[end])
+    with BundleWriter.extend(bundle) as writer:
+        writer.finish(msgspec.structs.replace(bundle.manifest, generation=ends))
+    with Pipeline.load(path, backend="onnxruntime") as pipeline:
+        answer = pipeline.answer(pictures[0], QUESTIONS[0])
+        assert not answer.truncated_answer
+        most = len(answer.tokens) - 1
+        assert pipeline.answer(pictures[0], QUESTIONS[0], max_new_tokens=most).truncated_answer
+        assert pipeline.stream(pictures[0], QUESTIONS[0], max_new_tokens=most).answer.truncated_answer
+        assert not pipeline.answer(pictures[0], QUESTIONS[0], choices=["red", "blue"]).truncated_answer
 
 
 def test_the_answer_depends_on_picture_and_question(pipeline: Pipeline, pictures: list[np.ndarray]) -> None:
@@ -233,7 +257,7 @@ def test_beams_with_the_cache_find_what_they_find_without_it(
     flow = pipeline._flow
     assert isinstance(flow, EncoderDecoderFlow)
     for picture, question in itertools.product(pictures, QUESTIONS):
-        pair = Pair(Picture(picture, picture_key(picture)), pipeline._questions.question(question))
+        pair = Pair(Picture(picture, picture_key(picture)), pipeline.questions.question(question))
         expected = beam_search(PrefixDecoder(flow, pair, width), flow._limits(6), width=width)[0]
         found = pipeline.answer(picture, question, num_beams=width)
         assert found.tokens == expected.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,8 +32,8 @@ def classifier(writer: BundleWriter) -> GraphSpec:
     return make.save(writer, "fp32", {"logits": ("float32", ["batch", len(LABELS)])})
 
 
-def write_classifier(path: Path) -> Path:
-    """Write the toy classifier to `path`."""
+def write_classifier(path: Path, labels: Sequence[str] = LABELS) -> Path:
+    """Write the toy classifier to `path`; it has five labels."""
     with BundleWriter(path) as writer:
         side = {"height": SIZE, "width": SIZE}
         writer.finish(
@@ -56,7 +57,7 @@ def write_classifier(path: Path) -> Path:
                 ),
                 text=None,
                 generation=None,
-                labels=LABELS,
+                labels=list(labels),
                 variants={
                     "fp32": VariantSpec(
                         precision="fp32", numerics="fp32", weights=None, graphs={"classifier": classifier(writer)}

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.manifest import GraphSpec, TensorSpec
+from edgevqa.runtime.manifest import FileSpec, GraphSpec, TensorSpec
 from edgevqa.runtime.sessions import open_session
 from edgevqa.runtime.sessions.base import Array, ProfiledSession, SessionOptions
 from edgevqa.runtime.sessions.ort import HostTensor, host_array
@@ -63,11 +63,11 @@ def test_sums_and_norms_are_not_fused_into_a_slow_kernel(tmp_path: Path) -> None
     onnxruntime.InferenceSession(str(path), usual, providers=["CPUExecutionProvider"])
     kinds = {node.op_type for node in onnx.load(tmp_path / "usual.onnx").graph.node}
     assert kinds == {"SkipLayerNormalization"}
+    file = FileSpec(path="norm.onnx", sha256="", size_bytes=0)
     sides = [TensorSpec(name=name, dtype="float32", shape=axes) for name in tensors]
-    spec = GraphSpec(
-        file="norm.onnx", opset=19, ir_version=10, inputs=sides[:2], outputs=sides[2:], parameters=0, nodes={}
-    )
-    with ProfiledOrtSession(path, "norm", spec, SessionOptions()) as session:
+    spec = GraphSpec(file=file, opset=19, ir_version=10, inputs=sides[:2], outputs=sides[2:], parameters=0, nodes={})
+    session = ProfiledOrtSession(path, "norm", spec, SessionOptions())
+    with session:
         session.run({name: np.ones((2, 3, 16), np.float32) for name in ("a", "b")})
         assert {time.kind for time in session.node_times()} == {"Add", "LayerNormalization"}
 
