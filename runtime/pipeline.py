@@ -211,7 +211,7 @@ class Pipeline:
     def features(self, image: ImageSource) -> dict[str, NDArray[np.float32]]:
         """An encoder's arrays for a picture, as `last_hidden_state` (tokens, width). Raises `ImageError` and `ConfigError`."""
         flow, picture = features_flow(self._flow), self._picture(image)[0]
-        with self._lock:
+        with self._lock, self._explained():
             self._check_open()
             return flow.features([picture])[0]
 
@@ -221,7 +221,7 @@ class Pipeline:
         Raises `ImageError`, and `ConfigError` for a model without a decoder and for a share that leaves out all or none.
         """
         flow, picture = features_flow(self._flow), self._picture(image)[0]
-        with self._lock:
+        with self._lock, self._explained():
             self._check_open()
             return flow.reconstruct([picture], mask_ratio, seed)[0]
 

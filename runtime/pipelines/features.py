@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevqa.runtime.decoding import Generated
-from edgevqa.runtime.errors import BundleError, ConfigError
+from edgevqa.runtime.errors import BundleError, ConfigError, NotFiniteError
 from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.images import Rgb
 from edgevqa.runtime.manifest import ImageSpec, Manifest
@@ -154,7 +154,10 @@ class FeaturesFlow:
     def _run(self, graph: str, inputs: dict[str, Array]) -> dict[str, Array]:
         specs = self._graphs.inputs(graph)
         feeds = {name: value.astype(np.dtype(specs[name].dtype), copy=False) for name, value in inputs.items()}
-        return {name: value.numpy() for name, value in self._graphs.run(graph, feeds).items()}
+        found = {name: value.numpy() for name, value in self._graphs.run(graph, feeds).items()}
+        if not all(np.isfinite(value).all() for value in found.values()):
+            raise NotFiniteError("features")
+        return found
 
 
 def features_flow(flow: Flow) -> FeaturesFlow:

@@ -14,7 +14,7 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import CheckFailed
 from edgevqa.runtime.manifest import MatchingSpec
-from tests.runtime.pipelines.conftest import GraphMaker
+from tests.runtime.pipelines.conftest import SIZE, GraphMaker
 from tests.runtime.pipelines.matching_toy import write_matching
 from tests.runtime.pipelines.wordless_toys import write_captioner, write_classifier
 
@@ -71,3 +71,25 @@ def test_embeddings_to_search_with_are_numbers(tmp_path: Path, pictures: list[np
             pipeline.embed_images(pictures)
         with pytest.raises(CheckFailed, match=DAMAGED):
             pipeline.embed_texts(["the ball"])
+
+
+def test_features_are_numbers(tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    with (
+        Pipeline.load(write_encoder(tmp_path / "toy"), backend="onnxruntime") as pipeline,
+        pytest.raises(CheckFailed, match=f"gave features that are not finite numbers. .*{DAMAGED}"),
+    ):
+        pipeline.features(pictures[0])
+
+
+def write_encoder(path: Path) -> Path:
+    """A toy that gives a picture's features."""
+    bundle = Bundle.open(write_classifier(path))
+    make = GraphMaker("encoder", {"pixel_values": ("float32", ["image", 3, SIZE, SIZE])}, 3)
+    flat = make.op("Reshape", "pixel_values", make.constant([0, 3, SIZE * SIZE]))
+    make.op("MatMul", flat, make.weight(SIZE * SIZE, 4), output="last_hidden_state")
+    with BundleWriter.extend(bundle) as writer:
+        graph = make.save(writer, "features", {"last_hidden_state": ("float32", ["image", 3, 4])})
+        variant = msgspec.structs.replace(bundle.variant("fp32"), graphs={"encoder": graph})
+        manifest = msgspec.structs.replace(bundle.manifest, pipeline="features", labels=[], variants={"fp32": variant})
+        writer.finish(manifest)
+    return path
