@@ -10,31 +10,116 @@ from typing import Any, Literal
 import msgspec
 from tokenizers import Tokenizer
 
-from edgevqa.export.sources import read_json
+from edgevqa.export.passes import quiet
+from edgevqa.export.sources import read_json, reason_of, refuse_pointer, shorten
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import FileSpec, ImageSpec, Resample, TextSpec
 
 TOKENIZER_NAME, PROCESSOR_NAME = "tokenizer.json", "preprocessor_config.json"
+VOCABULARIES = (  # what slow tokenizers are kept in
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+)
+LEAST_WORDS = 2  # an invented T5 has the blank alone
 _RESAMPLES: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 _UNWRITTEN = FileSpec(path=TOKENIZER_NAME, sha256="", size_bytes=0)
 
 
 def tokenizer_bytes(folder: Path) -> bytes:
-    """The folder's `tokenizer.json`, byte for byte; made from a slow tokenizer's files where there is none."""
+    """The folder's `tokenizer.json`, byte for byte; made from a slow tokenizer's files where there is none.
+
+    Raises `CheckpointError` where there are no such files, or they lead to no tokenizer with a vocabulary.
+    """
     path = folder / TOKENIZER_NAME
     if path.is_file():
-        return path.read_bytes()
-    from transformers import AutoTokenizer
-
+        refuse_pointer(path)
+        data = path.read_bytes()
+        _check_tokenizer(data, str(path))
+        return data
+    found = _vocabulary_files(folder)
+    tokenizer = load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer.save_pretrained(scratch)
-            return Path(scratch, TOKENIZER_NAME).read_bytes()
-    except (OSError, ValueError, ImportError) as error:
+            data = Path(scratch, TOKENIZER_NAME).read_bytes()
+    except Exception as error:  # transformers writes what it made of the files
         raise CheckpointError(
-            f"{folder} has no {TOKENIZER_NAME}, and none could be made from its files: {error}"
+            f"{folder} has no {TOKENIZER_NAME}, and none could be made from {found}{_why(error)}. "
+            f"Copy {TOKENIZER_NAME} from the model's page."
         ) from error
+    _check_tokenizer(data, f"What transformers makes of {found} in {folder}")
+    return data
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer as transformers has it, from its own files and code alone. Raises `CheckpointError`."""
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path, what="it says which tokenizer it is") if path.is_file() else {}
+    try:
+        with quiet("transformers"):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers' own, the binding's, and whatever the files' values lead to
+        refuse_custom_code(path, settings, "AutoTokenizer")
+        raise CheckpointError(
+            f"The tokenizer of {folder} cannot be loaded{_why(error)}. Copy {TOKENIZER_NAME} and tokenizer_config.json from "
+            "the model's page."
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    """The reason, but for advice to install what other kinds of tokenizers would need."""
+    reason = reason_of(error)
+    return "" if "install" in reason or "instantiate" in reason else f" ({reason})"
+
+
+def refuse_custom_code(path: Path, settings: dict[str, Any], what: str) -> None:
+    """Raises `CheckpointError` where a file names a class of the checkpoint's own code, and transformers has none for it."""
+    table = settings.get("auto_map")
+    if isinstance(table, dict) and table.get(what):
+        raise CheckpointError(
+            f"{path} asks for code of the checkpoint's own ({shorten(str(table[what]))}), which is not run. "
+            "Use a checkpoint that transformers loads without it."
+        )
+
+
+def read_tokenizer(tokenizer: bytes, where: str = f"The model's {TOKENIZER_NAME}") -> Tokenizer:
+    """The tokenizer in the bytes of its file. Raises `CheckpointError` with `where` it is from."""
+    try:
+        return Tokenizer.from_str(tokenizer.decode("utf-8"))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(
+            f"{where} is not a tokenizer file ({reason_of(error)}). Copy it again from the model's page."
+        ) from error
+
+
+def _check_tokenizer(tokenizer: bytes, where: str) -> None:
+    """Raises `CheckpointError` for bytes that are none, or have no words: transformers invents one where files are missing."""
+    loaded = read_tokenizer(tokenizer, where)
+    added = {token.content for token in loaded.get_added_tokens_decoder().values()}
+    words = [name for name in loaded.get_vocab(with_added_tokens=False) if name not in added]
+    if sum(not name.startswith("<extra_id_") for name in words) < LEAST_WORDS:
+        raise CheckpointError(f"{where} has an empty vocabulary. Copy it again from the model's page.")
+
+
+def _vocabulary_files(folder: Path) -> str:
+    """The names of the files that hold a slow tokenizer's vocabulary. Raises `CheckpointError` where there are none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; expected a folder with {TOKENIZER_NAME}. Copy it there.")
+    for names in VOCABULARIES:
+        if all((folder / name).is_file() for name in names):
+            for name in names:
+                refuse_pointer(folder / name)
+            return " and ".join(names)
+    known = ", ".join(" with ".join(names) for names in VOCABULARIES)
+    raise CheckpointError(
+        f"{folder} has no {TOKENIZER_NAME}, and no vocabulary to make it from; expected {TOKENIZER_NAME} or one of {known}. "
+        "Copy the tokenizer's files from the model's page."
+    )
 
 
 def tidies_answers(folder: Path, tokenizer: bytes) -> bool:
@@ -134,10 +219,7 @@ def text_spec(
 
     Raises `CheckpointError` when the tokenizer makes ids that the model's table does not have.
     """
-    try:
-        loaded = Tokenizer.from_str(tokenizer.decode("utf-8"))
-    except Exception as error:  # the binding raises bare Exception
-        raise CheckpointError(f"The model's {TOKENIZER_NAME} is not a tokenizer file: {error}.") from error
+    loaded = read_tokenizer(tokenizer)
     vocabulary = loaded.get_vocab(with_added_tokens=True)
     if (highest := max(vocabulary.values(), default=0)) >= vocab_size:
         raise CheckpointError(
@@ -162,7 +244,7 @@ def text_spec(
 
 def token_of(tokenizer: bytes, token_id: int) -> str:
     """How the tokenizer writes a token. Raises `CheckpointError` for an id that it does not have."""
-    token = Tokenizer.from_str(tokenizer.decode("utf-8")).id_to_token(token_id)
+    token = read_tokenizer(tokenizer).id_to_token(token_id)
     if token is None:
         raise CheckpointError(
             f"The model's configuration names the token {token_id}, which its tokenizer does not have."

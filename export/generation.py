@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgevqa.export.sources import reason_of
+from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import GenerationSpec
 
 MAX_NEW_TOKENS = 32  # where the checkpoint names none: answers to questions are short
@@ -15,7 +17,17 @@ def generation_spec(
     """The specification that `model.generation_config` gives; `start` is the decoder's first token where one is needed.
 
     Token ids that it lacks are looked up in the text model's configuration; a missing pad token is the end token.
+    Raises `CheckpointError` for values that are no numbers.
     """
+    try:
+        return _specification(model, max_context, start, most)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint's generation_config.json or config.json has a value that is no number: {reason_of(error)}."
+        ) from error
+
+
+def _specification(model: Any, max_context: int | None, start: int | None, most: int) -> GenerationSpec:
     generation, text = model.generation_config, model.config.get_text_config(decoder=True)
 
     def token(name: str) -> Any:

@@ -13,8 +13,9 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from edgevqa.export.passes import quiet
-from edgevqa.export.sources import Source, hash_files, read_json
+from edgevqa.export.sources import Source, hash_files, read_json, reason_of, shorten
 from edgevqa.export.streaming import load_buffers, streamed_state
+from edgevqa.export.weight_files import check_weights
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import SourceSpec
 
@@ -28,7 +29,7 @@ def architecture(folder: Path, known: Collection[str]) -> str:
     Raises `CheckpointError` that lists the known where there is none of them.
     """
     listed = read_json(folder / "config.json", what="it says which model the folder holds").get("architectures") or []
-    found = next((name for name in listed if name in known), None)
+    found = next((name for name in listed if name in known), None) if isinstance(listed, list) else None
     if found is None:
         raise CheckpointError(
             f"{folder / 'config.json'} has the architectures {listed}; expected one of {', '.join(known)}. "
@@ -56,27 +57,82 @@ def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = 
     names begin with one of `ignored`, which the exported graphs do not use. Weights of a big checkpoint in half precision
     stay in its files (`export/streaming.py`).
     """
-    state = streamed_state(folder)
-    try:
-        with quiet("transformers"), without_progress_bars():
+    with quiet("transformers"), without_progress_bars():
+        check_weights(model_class, _config(model_class, folder), folder)
+        _check_generation(folder)
+        state = streamed_state(folder)
+        try:
             model, found = _loaded(model_class, folder, state)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
-    wrong = [str(key) for key in (*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"]))]
-    wrong = sorted(key for key in wrong if not key.startswith(tuple(ignored)))
-    if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"{folder} lacks weights of {model_class.__name__}, or has them in another shape: "
-            f"{', '.join(wrong[:SHOWN])}{more}. Check that it is a whole checkpoint of that architecture."
-        )
+        except Exception as error:  # transformers' and torch's own, and whatever a configuration's values lead to
+            raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason_of(error)}") from error
+    _refuse_gaps(model_class, folder, found, tuple(ignored))
     return model.eval()
+
+
+def _refuse_gaps(model_class: Any, folder: Path, found: Any, ignored: tuple[str, ...]) -> None:
+    """Raises `CheckpointError` that names the weights which are missing, or whose shapes are not the model's."""
+    missing = sorted(str(key) for key in found["missing_keys"])
+    shapes = sorted((str(key), tuple(stored), tuple(wanted)) for key, stored, wanted in found["mismatched_keys"])
+    misshapen = [f"{key} {stored}, expected {wanted}" for key, stored, wanted in shapes]
+    for what, names, advice in (
+        ("has weights in another shape than", misshapen, "Take config.json and weights of the same checkpoint."),
+        ("lacks weights of", missing, "Check that it is a whole checkpoint of that architecture."),
+    ):
+        if wrong := [name for name in names if not name.startswith(ignored)]:
+            more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+            raise CheckpointError(f"{folder} {what} {model_class.__name__}: {', '.join(wrong[:SHOWN])}{more}. {advice}")
+
+
+def _config(model_class: Any, folder: Path) -> Any:
+    """The folder's configuration. Raises `CheckpointError` where its values are of other types or of unknown models."""
+    from transformers import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    read = model_class.config_class.sub_configs  # published ones hold more, which nobody reads
+    for name, part in read_json(path, what="a model folder holds config.json and its weights").items():
+        kind = part.get("model_type") if isinstance(part, dict) and name in read else None
+        if kind is not None and kind not in CONFIG_MAPPING:
+            raise CheckpointError(
+                f"{path} has {name} with the model_type {kind!r}, which the installed transformers does not know."
+            )
+    try:
+        return model_class.config_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # every configuration has checks of its own
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is no configuration of {model_class.__name__}: {shorten(why)}") from error
+
+
+def _check_generation(folder: Path) -> None:
+    """Raises `CheckpointError` for a generation_config.json that cannot be read: transformers would go on without it."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    read_json(path, what="it says how answers end")
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever its values lead to
+        raise CheckpointError(f"{path} cannot be used: {reason_of(error)}") from error
+
+
+def label_names(config: Any, folder: Path) -> list[str]:
+    """The classes of a classifier, in order. Raises `CheckpointError` where config.json names none, or not all."""
+    names, count = config.id2label or {}, config.num_labels
+    if not count or not all(isinstance(names.get(index), (str, int, float)) for index in range(count)):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has the id2label {shorten(str(names))}; expected a name for each of "
+            f"{count or 'the'} classes, numbered from 0."
+        )
+    return [str(names[index]) for index in range(count)]
 
 
 def _loaded(model_class: Any, folder: Path, state: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
     """The model and what was missing. transformers takes `state` in place of a folder, not beside it."""
-    options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    options = {
+        "dtype": torch.float32,
+        "attn_implementation": "eager",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are told and refused here, with both shapes
+    }
     if state is None:
         return model_class.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[no-any-return]
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgevqa.export.sources import read_json
+from edgevqa.export.assets import load_tokenizer
+from edgevqa.export.sources import read_json, reason_of, refuse_pointer, shorten
 from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.text import QUESTION
 
@@ -24,18 +25,18 @@ def prompt_template(folder: Path, *, default: str, images: int = 1) -> str:
     source = chat_template(folder)
     if source is None:
         return default
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = load_tokenizer(folder)
     content = [{"type": "image"}] * images + [{"type": "text", "text": _SENTINEL}]
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], chat_template=source, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # whatever a template raises
-        raise CheckpointError(f"The chat template of {folder} cannot be rendered: {error}") from error
+        raise CheckpointError(f"The chat template of {folder} cannot be rendered: {reason_of(error)}") from error
     if rendered.count(_SENTINEL) != 1:
-        raise CheckpointError(f"The chat template of {folder} gives no prompt with the question in it: {rendered!r}.")
+        raise CheckpointError(
+            f"The chat template of {folder} gives no prompt with the question in it: {shorten(repr(rendered))}."
+        )
     first = str(tokenizer.bos_token or "")
     if first and rendered.startswith(first) and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
         rendered = rendered[len(first) :]
@@ -71,8 +72,16 @@ def chat_template(folder: Path) -> str | None:
         if not path.is_file():
             continue
         if path.suffix == ".jinja":
-            return path.read_text(encoding="utf-8")
+            return _text(path)
         found = read_json(path, what="it may hold the chat template").get("chat_template")
         if isinstance(found, str):
             return found
     return None
+
+
+def _text(path: Path) -> str:
+    refuse_pointer(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error}. Copy it again from the model's page.") from error

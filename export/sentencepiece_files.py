@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from edgevqa.export.sources import reason_of, refuse_pointer
 from edgevqa.runtime.errors import CheckpointError
 
 NAME = "spiece.model"
@@ -42,12 +43,13 @@ def _parse(path: Path) -> Any:
 
     file_format: Any = import_protobuf()
     proto = file_format.ModelProto()
+    refuse_pointer(path)
     try:
         proto.ParseFromString(path.read_bytes())
     except OSError:
         raise
     except Exception as error:  # protobuf's own type, which lies elsewhere in every version
-        raise CheckpointError(f"{path} is not a SentencePiece model: {error}.") from error
+        raise CheckpointError(f"{path} is not a SentencePiece model: {reason_of(error)}.") from error
     if not proto.pieces or proto.trainer_spec.model_type != _UNIGRAM:
         raise CheckpointError(f"{path} is not a Unigram model of SentencePiece, which SigLIP's tokenizer is.")
     return proto

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from edgevqa.runtime.errors import CheckpointError, InputError
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_POINTER = b"version https://git-lfs"  # what a clone without Git LFS leaves in the place of a big file
+_LONGEST_REASON = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,29 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raises `CheckpointError` where a file is what Git LFS leaves in the place of one that was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, then export again."
+            )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error, for a message of ours: what follows are lists and advice for other programs."""
+    return shorten(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text that may be a whole list, for a message."""
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
 def _official(path: Path, config: Path | None, root: Path) -> Source:
     if not path.is_file():
         raise CheckpointError(f"'{path}' does not exist; expected a checkpoint file in the official format.")
+    refuse_pointer(path)
     if config is None:
         raise InputError(f"'{path}' is an official checkpoint, which needs its yaml: add --config CONFIG.yaml.")
     if not config.is_file():
@@ -111,10 +133,11 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     """Read a JSON object; `what` tells the user what was expected."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; {what}.")
+    refuse_pointer(path)
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a JSON object.")
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a JSON object: {what}.")
     return loaded

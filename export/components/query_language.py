@@ -95,14 +95,19 @@ def describes(model: Any, data: bytes) -> bool:
 
 def qformer_text(data: bytes, config: Any, **others: Any) -> Tokenized:
     """The tokenizer of the Q-Former, a BERT's, whose configuration is `config`; `others` as `assets.text_spec` takes them."""
-    tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    tokenizer = assets.read_tokenizer(data)
     tokenizer.no_padding()
+    closed = tokenizer.encode("a").ids
+    if not closed:
+        raise CheckpointError(
+            "The Q-Former's tokenizer reads the word 'a' as nothing. Take the one of the model's page."
+        )
     spec = assets.text_spec(
         data,
         cleaning="none",
         max_tokens=min(MAX_QUESTION_TOKENS, int(config.max_position_embeddings)),
         pad_token_id=int(config.pad_token_id or 0),
-        eos_token_id=tokenizer.encode("a").ids[-1],
+        eos_token_id=closed[-1],
         **{"vocab_size": int(config.vocab_size), **others},
     )
     return Tokenized(spec=spec, data=data)

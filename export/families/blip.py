@@ -137,7 +137,7 @@ HEADS: dict[str, Head] = {
 
 def _architecture(folder: Path) -> str:
     found = read_json(folder / "config.json", what="it names the architecture").get("architectures") or ["none"]
-    name = str(found[0])
+    name = str(found[0] if isinstance(found, list) else found)
     if name not in HEADS:
         raise CheckpointError(f"{folder} holds a {name}; the family 'blip' exports {', '.join(HEADS)}.")
     return name

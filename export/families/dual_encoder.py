@@ -25,7 +25,9 @@ from edgevqa.export.processors import fixed_image_spec
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels, random_questions
 from edgevqa.export.sources import Source
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Samples, Tokenized
+from edgevqa.export.weight_files import check_tensors
 from edgevqa.models.dual_encoder import DualEncoder, Matched
+from edgevqa.models.dual_encoder.model import WEIGHTS_NAME
 from edgevqa.runtime.manifest import MatchingSpec
 from edgevqa.runtime.preprocessing import prepare
 from edgevqa.runtime.text import QuestionTokenizer, pad_ids
@@ -41,6 +43,7 @@ class DualEncoders:
     tolerance = 1e-4
 
     def load(self, source: Source) -> Loaded:
+        check_tensors(source.path / WEIGHTS_NAME)
         model = DualEncoder.from_pretrained(source.path)
         return Loaded(
             model=model,

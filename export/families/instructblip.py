@@ -59,9 +59,9 @@ class InstructBlip:
 
     def load(self, source: Source) -> Loaded:
         architecture(source.path, HEADS)
+        qformer = assets.tokenizer_bytes(source.path / QFORMER_FOLDER)
         model = load_pretrained(InstructBlipForConditionalGeneration, source.path)
         text, generation = language.language_text(model, source.path)
-        qformer = assets.tokenizer_bytes(source.path / QFORMER_FOLDER)
         return Loaded(
             model=model,
             task="visual-question-answering",

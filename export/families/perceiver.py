@@ -16,7 +16,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgevqa.export.pretrained import architecture, load_pretrained, model_info, source_spec
+from edgevqa.export.pretrained import architecture, label_names, load_pretrained, model_info, source_spec
 from edgevqa.export.processors import RESAMPLES, fixed_image_spec, load_image_processor, values
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
 from edgevqa.export.sources import Source
@@ -80,7 +80,7 @@ class Perceiver:
     def load(self, source: Source) -> Loaded:
         name = architecture(source.path, ARCHITECTURES)
         model = load_pretrained(getattr(transformers, name), source.path)
-        image, names = cropped_spec(source.path), model.config.id2label
+        image = cropped_spec(source.path)
         if name == LEARNED and (image.height, image.width) != (model.config.image_size,) * 2:
             raise CheckpointError(
                 f"The image processor of {source.path} makes pictures of {image.height} x {image.width} pixels; the model "
@@ -93,7 +93,7 @@ class Perceiver:
             source=source_spec(source, model),
             model_info=model_info(model),
             image=image,
-            labels=[names[index] for index in range(model.config.num_labels)],
+            labels=label_names(model.config, source.path),
         )
 
     def plans(self, loaded: Loaded) -> Plans:

@@ -26,6 +26,7 @@ from edgevqa.export.families.llava import Llava, selected_states
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels, random_questions
 from edgevqa.export.sources import Source, hash_files, read_json
 from edgevqa.export.spec import AnswerCase, Case, Family, Loaded, Plans, Samples, Tokenized
+from edgevqa.export.weight_files import check_tensors
 from edgevqa.models.hub import resolve_folder
 from edgevqa.models.qavit.hosts import CONFIG_NAME, WEIGHTS_NAME, HostConfig, QuestionAware, Tower
 from edgevqa.runtime.errors import CheckpointError
@@ -66,6 +67,7 @@ class QAViTHost:
 
     def load(self, source: Source) -> Loaded:
         config = HostConfig.read(source.path)
+        check_tensors(source.path / WEIGHTS_NAME)
         folder = resolve_folder(config.host, root=source.path, weights=True)
         found = read_json(folder / CONFIG_NAME, what="it is the host of a QA-ViT").get("model_type")
         if found != self.host_type:

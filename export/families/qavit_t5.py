@@ -20,6 +20,7 @@ from edgevqa.export.families.qavit_t5_cases import answer_cases, cases
 from edgevqa.export.samples import random_pixels, random_questions
 from edgevqa.export.sources import Source, hash_files
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Tokenized
+from edgevqa.export.weight_files import check_tensors
 from edgevqa.models.qavit import QAViTForVQA
 from edgevqa.models.qavit.model import CONFIG_NAME, WEIGHTS_NAME
 from edgevqa.runtime.manifest import GenerationSpec, SourceSpec
@@ -36,6 +37,7 @@ class QAViTT5:
     def load(self, source: Source) -> Loaded:
         if source.config is not None:
             return _load_official(source, source.config)
+        check_tensors(source.path / WEIGHTS_NAME)
         model = QAViTForVQA.from_pretrained(source.path)
         digest = hash_files([source.path / CONFIG_NAME, source.path / WEIGHTS_NAME])
         return _loaded(source, model, source.path, source.path, digest)

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from edgevqa.export import assets
 from edgevqa.export.answers import expand, generated_answers, greedy
@@ -129,8 +129,8 @@ class SmolVLM:
 def image_spec(folder: Path, model: Any, tokenizer: bytes) -> ImageSpec:
     """The folder's processor. Raises `CheckpointError` where its tiles are not what the model takes."""
     processor, side = load_image_processor(folder), model.config.vision_config.image_size
-    longest, tile = dict(processor.size).get("longest_edge"), processor.max_image_size["longest_edge"]
-    if not processor.do_resize or not longest or tile != side:
+    longest, tile = (dict(each).get("longest_edge") for each in (processor.size, processor.max_image_size))
+    if not processor.do_resize or not longest or not tile or tile != side:
         raise CheckpointError(
             f"The image processor of {folder} cuts tiles of {tile} pixels from pictures resized to {longest}; the model takes "
             f"tiles of {side}, of pictures resized by their longest edge."
@@ -155,7 +155,7 @@ def image_spec(folder: Path, model: Any, tokenizer: bytes) -> ImageSpec:
 
 def tile_tokens(folder: Path, tokenizer: bytes, model: Any, rows: int) -> TileTokens:
     """The ids that stand for a picture of at most `rows` rows and as many columns of tiles, as the tokenizer reads them."""
-    names: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    names = assets.load_tokenizer(folder)
     opening = getattr(names, "fake_image_token", None) or "<fake_token_around_image>"
     picture = getattr(names, "image_token", None) or "<image>"
     whole = getattr(names, "global_image_token", None) or "<global-img>"

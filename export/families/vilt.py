@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgevqa.export import assets
 from edgevqa.export.components.attention import key_bias
 from edgevqa.export.families import vilt_cases
-from edgevqa.export.pretrained import architecture, load_pretrained, model_info, source_spec
+from edgevqa.export.pretrained import architecture, label_names, load_pretrained, model_info, source_spec
 from edgevqa.export.processors import RESAMPLES, load_image_processor, values
 from edgevqa.export.sources import Source
 from edgevqa.export.spec import AnswerCase, Case, GraphPlan, Loaded, Plans, Tokenized
@@ -84,7 +84,6 @@ class ViLT:
         name = architecture(source.path, (ANSWERING, RANKING))
         answers = name == ANSWERING
         model = load_pretrained(getattr(transformers, name), source.path)
-        names = model.config.id2label
         return Loaded(
             model=model,
             task="visual-question-answering" if answers else "image-text-matching",
@@ -93,7 +92,7 @@ class ViLT:
             model_info=model_info(model),
             image=patch_spec(source.path, model.config),
             text=text(source.path, model.config, required=answers),
-            labels=[names[index] for index in range(model.config.num_labels)] if answers else (),
+            labels=label_names(model.config, source.path) if answers else (),
         )
 
     def plans(self, loaded: Loaded) -> Plans:
@@ -147,8 +146,8 @@ def patch_spec(folder: Path, config: Any) -> ImageSpec:
 
 def text(folder: Path, config: Any, *, required: bool) -> Tokenized:
     """The folder's BERT tokenizer, for texts as long as the model's table of positions; see `TextSpec` for `required`."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     data = assets.tokenizer_bytes(folder)
+    tokenizer = assets.load_tokenizer(folder)
     spec = assets.text_spec(
         data,
         cleaning="none",

@@ -99,7 +99,8 @@ def _check(folder: Path) -> None:
     """Raises `CheckpointError` for an encoder or decoder that this family does not export."""
     config = read_json(folder / "config.json", what="it names encoder and decoder")
     for part, known in KNOWN.items():
-        kind = (config.get(part) or {}).get("model_type")
+        given = config.get(part)
+        kind = given.get("model_type") if isinstance(given, dict) else None
         if kind not in known:
             raise CheckpointError(
                 f"{folder} has the {part} '{kind}'; the family 'vision_encoder_decoder' exports {', '.join(known)}."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import ViTForImageClassification, ViTModel
 
 from edgevqa.export.components.vit import vit_states
-from edgevqa.export.pretrained import architecture, load_pretrained, model_info, source_spec
+from edgevqa.export.pretrained import architecture, label_names, load_pretrained, model_info, source_spec
 from edgevqa.export.processors import fixed_image_spec
 from edgevqa.export.samples import arrays, questions_by_picture, random_pixels
 from edgevqa.export.sources import Source
@@ -59,7 +59,7 @@ class ViT:
         name = architecture(source.path, HEADS)
         # the pooler is not exported: many checkpoints of the plain model have none
         model = load_pretrained(HEADS[name], source.path, ignored=("pooler.",) if name == "ViTModel" else ())
-        classifies, names = name != "ViTModel", model.config.id2label
+        classifies = name != "ViTModel"
         return Loaded(
             model=model,
             task="image-classification" if classifies else "image-feature-extraction",
@@ -67,7 +67,7 @@ class ViT:
             source=source_spec(source, model),
             model_info=model_info(model),
             image=fixed_image_spec(source.path, size=model.config.image_size),
-            labels=[names[index] for index in range(model.config.num_labels)] if classifies else [FEATURES],
+            labels=label_names(model.config, source.path) if classifies else [FEATURES],
         )
 
     def plans(self, loaded: Loaded) -> Plans:

@@ -69,6 +69,7 @@ class TestSmolVLM(FamilyContract):
 
     layers: ClassVar[int] = 2
     splits: ClassVar[bool] = True
+    penalty: ClassVar[float] = 1.5  # for tokens between tiles too
 
     @classmethod
     def make(cls, folder: Path) -> None:
@@ -107,6 +108,7 @@ class TestSmolVLM(FamilyContract):
         )
         model = make_model(config)
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+        model.generation_config.repetition_penalty = cls.penalty
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         make_processor(
@@ -181,6 +183,7 @@ class TestIdefics3(TestSmolVLM):
     quantized = False
     layers = 1
     splits = False
+    penalty = 1.0
     classes = (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil)
 
 
