@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgevqa.runtime.errors import CheckpointError
 from edgevqa.runtime.manifest import SourceSpec
 
 SHOWN = 5
+_NUMBER = re.compile(r"\.(\d+)(?=\.)")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -65,22 +67,45 @@ def load_pretrained(model_class: Any, folder: Path, *, ignored: Sequence[str] = 
             model, found = _loaded(model_class, folder, state)
         except Exception as error:  # transformers' and torch's own, and whatever a configuration's values lead to
             raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason_of(error)}") from error
-    _refuse_gaps(model_class, folder, found, tuple(ignored))
+    _refuse_gaps(model_class, folder, {**found, "further_layers": _further_layers(model, found)}, tuple(ignored))
     return model.eval()
 
 
 def _refuse_gaps(model_class: Any, folder: Path, found: Any, ignored: tuple[str, ...]) -> None:
-    """Raises `CheckpointError` that names the weights which are missing, or whose shapes are not the model's."""
+    """Raises `CheckpointError` that names the weights which are missing, of other shapes, or of layers that are left out."""
     missing = sorted(str(key) for key in found["missing_keys"])
     shapes = sorted((str(key), tuple(stored), tuple(wanted)) for key, stored, wanted in found["mismatched_keys"])
     misshapen = [f"{key} {stored}, expected {wanted}" for key, stored, wanted in shapes]
     for what, names, advice in (
         ("has weights in another shape than", misshapen, "Take config.json and weights of the same checkpoint."),
         ("lacks weights of", missing, "Check that it is a whole checkpoint of that architecture."),
+        (
+            "has weights of more layers than",
+            found["further_layers"],
+            "Take config.json and weights of the same checkpoint.",
+        ),
     ):
         if wrong := [name for name in names if not name.startswith(ignored)]:
             more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
             raise CheckpointError(f"{folder} {what} {model_class.__name__}: {', '.join(wrong[:SHOWN])}{more}. {advice}")
+
+
+def _further_layers(model: Any, found: Any) -> list[str]:
+    """Weights of layers beyond the model's last one.
+
+    Other weights may be left: published checkpoints hold buffers and heads that no graph needs.
+    """
+    last: dict[str, int] = {}
+    for name in model.state_dict():
+        for layers, number in _numbered(name):
+            last[layers] = max(number, last.get(layers, 0))
+    names = sorted(str(name) for name in found["unexpected_keys"])
+    return [name for name in names if any(number > last.get(layers, number) for layers, number in _numbered(name))]
+
+
+def _numbered(name: str) -> list[tuple[str, int]]:
+    """The lists of layers that a weight belongs to, and its place in each."""
+    return [(name[: found.start()], int(found[1])) for found in _NUMBER.finditer(name)]
 
 
 def _config(model_class: Any, folder: Path) -> Any:

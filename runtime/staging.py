@@ -7,11 +7,13 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
 
+FORGOTTEN_S = 24 * 3600
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR})
 
@@ -31,6 +33,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         self._check_kind()
+        self._remove_forgotten()
         try:
             self._make_parents()
             self._check_space()
@@ -66,6 +69,17 @@ class Staging:
             raise InputError(f"{self.target} is a device or a pipe; expected the name of a file, or of a folder.")
         refuse_mount(self.target)
 
+    def _remove_forgotten(self) -> None:
+        """Remove partials of the same target that nobody has written to for a day: a killed process could not.
+
+        A younger one may be another process at work.
+        """
+        start = f".{self.target.name}.partial-"
+        with contextlib.suppress(OSError):
+            for sibling in self.target.parent.iterdir():
+                if sibling.name.startswith(start) and time.time() - _last_written(sibling) > FORGOTTEN_S:
+                    remove(sibling)
+
     def _make_parents(self) -> None:
         parent = self.target.parent
         missing: list[Path] = []
@@ -99,6 +113,12 @@ class Staging:
         except BaseException:
             remove(aside)  # interrupted, but the new one stands: finish the cleaning
             raise
+
+
+def _last_written(path: Path) -> float:
+    """The newest time at which a file, a folder or anything below it was written."""
+    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return max(each.lstat().st_mtime for each in (path, *below))
 
 
 def check_place(target: Path) -> None:

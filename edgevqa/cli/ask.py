@@ -194,7 +194,7 @@ def _confidence(answer: Answer) -> str:
 
 def _print_notes(answer: Answer) -> None:
     if answer.truncated_answer:
-        note(f"note: the answer was cut after {len(answer.tokens)} tokens; --max-new-tokens allows for more.")
+        note(f"note: the answer was cut after {len(answer.tokens)} tokens, as many as --max-new-tokens allows.")
     if answer.truncated_question:
         note(f"note: the end of a question of {len(answer.question):,} characters was cut; the model takes no more.")
     if answer.unknown_tokens:

@@ -114,7 +114,7 @@ class EncoderDecoderFlow:
         wanted = {spec.name for spec in session.inputs} & set(encoded)
         context: dict[str, Value] = {name: repeat(encoded[name], copies) for name in sorted(wanted)}
         rows = len(prompts) * copies
-        cache = make_cache(session, rows, self._capacity(steps + len(prompts[0])))
+        cache = make_cache(session, rows, self._capacity(steps, len(prompts[0])))
         given = np.array([prompt for prompt in prompts for _ in range(copies)], dtype=np.int64).reshape(rows, -1)
         return GraphDecoder(self._graphs, context, cache, given)
 
@@ -123,13 +123,15 @@ class EncoderDecoderFlow:
         penalty = self._generation.repetition_penalty
         return decoder if penalty == 1.0 else PenalizedDecoder(decoder, penalty, decoder.prompts, starts=True)
 
-    def _capacity(self, steps: int) -> int:
-        """Slots for `steps` tokens: as many, or what the graph was built with."""
+    def _capacity(self, steps: int, prompt: int) -> int:
+        """Slots for `steps` tokens after a prompt: as many, or what the graph was built with."""
         axis = self._graphs.input(DECODER, "past_key.0").shape[2]
         most = axis if isinstance(axis, int) else self._generation.max_context
-        if most is not None and steps > most:
-            raise ConfigError(f"The decoder takes {most} tokens, but {steps} are wanted. Ask for at most {most}.")
-        return axis if isinstance(axis, int) else steps
+        if most is not None and prompt + steps > most:
+            asked = f" after a prompt of {prompt}" if prompt else ""
+            advice = f"Ask for at most {most - prompt}" if prompt < most else "Give a shorter prompt"
+            raise ConfigError(f"The decoder takes {most} tokens, but {steps} are wanted{asked}. {advice}.")
+        return axis if isinstance(axis, int) else prompt + steps
 
     def _limits(self, max_new_tokens: int) -> Limits:
         return Limits.of(self._generation, max_new_tokens)

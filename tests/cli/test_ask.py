@@ -23,7 +23,7 @@ _SPEC.loader.exec_module(_TOY)
 toy_bundle = _TOY.toy_bundle
 Invoke = Callable[..., tuple[int, str, str]]
 QUESTION = "what color is the ball?"
-CUT = "note: the answer was cut after 6 tokens; --max-new-tokens allows for more.\n"
+CUT = "note: the answer was cut after 6 tokens, as many as --max-new-tokens allows.\n"
 
 
 @pytest.fixture

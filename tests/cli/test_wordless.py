@@ -184,7 +184,7 @@ def test_no_question_at_all_is_told(
     assert ("--choices" in err) == (kind == "clip")
 
 
-CUT = "note: the answer was cut after 6 tokens; --max-new-tokens allows for more.\n"
+CUT = "note: the answer was cut after 6 tokens, as many as --max-new-tokens allows.\n"
 
 
 def test_a_caption_needs_no_prompt_and_may_have_one(invoke: Invoke, toys: Path, picture: Path) -> None:

@@ -107,6 +107,18 @@ def test_the_whole_checkpoint_is_loaded(folder: Path) -> None:
     assert list(ViT().load(source(folder, "vit")).labels) == ["cat", "dog"]
 
 
+def test_a_configuration_of_fewer_layers_than_the_weights_have_is_refused(folder: Path) -> None:
+    change(folder / "config.json", num_hidden_layers=1)
+    refused(lambda: load(folder), "has weights of more layers than ViTForImageClassification", ".1.", "same checkpoint")
+
+
+def test_weights_that_no_graph_needs_may_be_there(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    left_over = {"vit.pooler.dense.weight": torch.ones(32, 32), "vit.layers.0.attention.rotary.inv_freq": torch.ones(4)}
+    save_file({**tensors, **left_over}, folder / WEIGHTS, {"format": "pt"})
+    load(folder)
+
+
 def test_a_part_of_the_configuration_that_nobody_reads_may_name_any_model(folder: Path) -> None:
     """Published configurations hold what was left of their training, such as a resampler's."""
     change(folder / "config.json", perceiver_config={"model_type": "nobody"})

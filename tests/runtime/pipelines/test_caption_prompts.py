@@ -13,7 +13,7 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.caches import make_cache
 from edgevqa.runtime.decoding import log_softmax
-from edgevqa.runtime.errors import BundleError
+from edgevqa.runtime.errors import BundleError, ConfigError
 from edgevqa.runtime.pipeline import Pipeline
 from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.sessions.base import Array, Tensor
@@ -113,3 +113,19 @@ def test_a_bundle_whose_vision_gives_no_keys_is_told_when_it_is_loaded(tmp_path:
         )
     with pytest.raises(BundleError, match=r"gives cross_key\.0, cross_value\.0\. Export it again"):
         Pipeline.load(path, backend="onnxruntime")
+
+
+def test_the_room_that_a_prompt_leaves_is_told(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_captioner(tmp_path / "toy"))
+    assert bundle.manifest.generation is not None
+    generation = msgspec.structs.replace(bundle.manifest.generation, max_context=8)
+    with BundleWriter.extend(bundle) as writer:
+        writer.finish(msgspec.structs.replace(bundle.manifest, generation=generation))
+    with Pipeline.load(bundle.root, backend="onnxruntime") as pipeline:
+        taken = len(Questions.of(pipeline.bundle).question("the red").ids)
+        said = rf"takes 8 tokens, but 8 are wanted after a prompt of {taken}\. Ask for at most {8 - taken}\."
+        with pytest.raises(ConfigError, match=said):
+            pipeline.answer(rgb(), "the red", max_new_tokens=8)
+        assert pipeline.answer(rgb(), "the red", max_new_tokens=8 - taken).tokens
+        with pytest.raises(ConfigError, match=r"wanted after a prompt of \d+\. Give a shorter prompt\."):
+            pipeline.answer(rgb(), "the red ball of the cat with two dogs on", max_new_tokens=1)
