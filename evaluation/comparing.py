@@ -110,7 +110,8 @@ def compare(
     samples = choose_samples(open_dataset(options.data), options.samples, options.seed)
     for plan in plans:
         need_questions(plan.bundle.manifest, options.data, samples)
-    gates = [(gate, gate.plan(_keys(plans), _fields(plans, options, samples))) for gate in map(Gate, options.fail_if)]
+    keys, fields = _keys(plans), _fields(plans, options, samples)
+    gates = [(gate, gate.plan(keys, fields)) for gate in (Gate(text, keys) for text in options.fail_if)]
     layers = [layers_of(plan.bundle, plan.variant) for plan in plans]
     for plan in plans:
         plan.bundle.require_files(plan.variant)
@@ -177,7 +178,7 @@ def _backends(given: Sequence[str], manifest: Manifest) -> list[str]:
 
 
 def _key(plan: Plan) -> RowKey:
-    return RowKey(plan.bundle_name, plan.spec.precision, plan.variant, plan.backend)
+    return RowKey(plan.bundle_name, plan.spec.precision, plan.variant, plan.backend, usual=plan.spec.is_usual)
 
 
 def _keys(plans: Sequence[Plan]) -> list[RowKey]:

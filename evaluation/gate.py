@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
 import msgspec
@@ -36,12 +37,18 @@ _LONGEST = 1000
 
 @dataclass(frozen=True)
 class RowKey:
-    """What tells a row from others."""
+    """What tells a row from others. `usual` says whether its variant is what its precision means."""
 
     bundle: str
     precision: str
     variant: str
     backend: str
+    usual: bool = field(default=True, compare=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a condition may call it, as it is printed."""
+        return tuple(dict.fromkeys((self.precision, self.variant)))
 
 
 @dataclass(frozen=True)
@@ -74,13 +81,17 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
 class Gate:
     """One condition, parsed; nothing in it can do anything but compare figures."""
 
-    def __init__(self, text: str) -> None:
-        """Raises `InputError` that says what in `text` is not understood."""
+    def __init__(self, text: str, keys: Sequence[RowKey] = ()) -> None:
+        """`keys` are the rows that `text` may name as they are printed, with hyphens.
+
+        Raises `InputError` that says what in `text` is not understood.
+        """
         self.text = text
+        self._rows = _told_names(keys)
         if len(text) > _LONGEST:
             raise InputError(f"The condition has {len(text):,} characters; expected at most {_LONGEST:,}.")
         try:
-            self._body = ast.parse(text.strip(), mode="eval").body
+            self._body = ast.parse(_as_expression(text, keys).strip(), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise InputError(
                 f'The condition "{text}" cannot be read: {error}. Expected for example: {_EXAMPLE}'
@@ -159,7 +170,8 @@ class Gate:
             parts.append(inner.attr)
             inner = inner.value
         if not parts:
-            self._refuse(node, "names no figure; expected for example int8.accuracy")
+            rows = f". Rows here: {self._rows}" if self._rows else ""
+            self._refuse(node, f"names no figure; expected for example int8.accuracy{rows}")
         field = ".".join(reversed(parts))
         if isinstance(inner, ast.Name):
             return Reference(text, inner.id, field)
@@ -189,12 +201,13 @@ class Gate:
         anywhere = [key for key in of_bundle if called in _names(key)]
         named = [key for key in of_bundle if called in {f"{name}_{identifier(key.backend)}" for name in _names(key)}]
         found = here or ([] if reference.backend else named or anywhere)
-        if len(found) == 1:
-            return found[0]
+        usual = [key for key in found if key.usual]
+        if len(found) == 1 or len(usual) == 1:
+            return (found if len(found) == 1 else usual)[0]
         if found:
-            several = ", ".join(identifier(key.variant) for key in found)
+            several = ", ".join(key.variant for key in found)
             raise InputError(f'In "{self.text}", {reference.text} could be {several}: name the variant.')
-        rows = ", ".join(dict.fromkeys(name for key in keys for name in sorted(_names(key))))
+        rows = _told_names(keys)
         places = ", ".join(dict.fromkeys(f"{key.backend} ({key.bundle})" for key in keys))
         raise InputError(
             f'In "{self.text}", {reference.text} names no row of this comparison. Rows: {rows}; on {places}.'
@@ -242,7 +255,23 @@ class Gate:
 
 
 def _names(key: RowKey) -> set[str]:
-    return {identifier(key.precision), identifier(key.variant)}
+    return {identifier(name) for name in key.names}
+
+
+def _told_names(keys: Sequence[RowKey]) -> str:
+    return ", ".join(dict.fromkeys(name for key in keys for name in key.names))
+
+
+def _as_expression(text: str, keys: Sequence[RowKey]) -> str:
+    """`text` with rows' printed names as identifiers; every other hyphen stays a minus, and quoted text as it is."""
+    plain = {name for key in keys for name in key.names}
+    joined = {f"{name}{sign}{key.backend}" for key in keys for name in key.names for sign in "-_"}
+    longest_first = sorted((name for name in plain | joined if identifier(name) != name), key=len, reverse=True)
+    if not longest_first:
+        return text
+    names = "|".join(map(re.escape, longest_first))
+    pattern = rf"""(?P<quoted>"[^"]*"|'[^']*')|(?<![\w.])(?:{names})(?=\s*\.)"""
+    return re.sub(pattern, lambda found: found[0] if found["quoted"] else identifier(found[0]), text)
 
 
 def _is_not(node: ast.expr) -> bool:

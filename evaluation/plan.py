@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,9 +19,7 @@ from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sessions import possible_backends
 
 FLOAT = "fp32"
-_WEIGHTS_ALONE = {  # the options of `quantize` behind a part of a variant's name
-    f"-{part}-w{bits}": f" --{part} weight-int{bits}" for part in ("decoder", "encoder") for bits in (8, 4)
-}
+_PART = re.compile(r"-(decoder|encoder)-(?:w(?P<bits>[48])(?:b(?P<block>\d+)|c)?|high)(?=-|$)")
 
 
 class MeasureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,11 +126,23 @@ def require_variant(name: str, manifest: Manifest, precision: str) -> None:
     if family == FLOAT:
         raise InputError(f"{name} has no variant '{precision}'; it has {', '.join(variants)}. Export it again.")
     data = "" if family in ("fp16", "bf16") else " --data DATA"
-    data += "".join(option for part, option in _WEIGHTS_ALONE.items() if part in precision)
     raise InputError(
         f"{name} has no variant '{precision}'; it has {', '.join(variants)}. "
-        f"Make one: edgevqa quantize {name} --precision {family}{data}"
+        f"Make one: edgevqa quantize {name} --precision {family}{data}{making_options(precision)}"
     )
+
+
+def making_options(variant: str) -> str:
+    """The options of `quantize` behind what a variant's name adds to the usual one: ` --decoder weight-int4`."""
+    parts = list(_PART.finditer(variant))
+    modes = (f" --{part[1]} {_mode(part['bits'])}" for part in parts)
+    blocks = dict.fromkeys(f" --block-size {part['block']}" for part in parts if part["block"])
+    residual = " --residual" if variant.endswith("-residual") else ""
+    return "".join((*modes, *blocks, residual))
+
+
+def _mode(bits: str | None) -> str:
+    return f"weight-int{bits}" if bits else "high"
 
 
 def calibrated_on(plan: Plan, data: str, samples: list[Sample]) -> int:

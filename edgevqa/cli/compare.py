@@ -48,10 +48,12 @@ def compare(
     Every row is measured in a process of its own, on the same questions, and compared with the fp32 variant of the same
     bundle on the same backend; McNemar's test says whether a difference in accuracy is more than chance.
 
-    A condition of --fail-if names figures of rows as the JSON does: PRECISION.FIELD or VARIANT.FIELD, with _ for every
-    other sign (int8_u8_fp32.latency_ms.next.p50, int8.by_type.yes_no.accuracy, fp16.mcnemar.p_value). It may use
-    + - * / < <= > >= == != and, or, not. It is checked for every bundle and backend; one backend's row is
-    int8_openvino.accuracy or row("int8", "openvino").accuracy, one bundle's row("int8", bundle="B").accuracy.
+    A condition of --fail-if names figures of rows as the JSON does: PRECISION.FIELD or VARIANT.FIELD, the variant as the
+    table prints it (int8-u8-fp32.latency_ms.next.p50) or with _ for every other sign (int8_u8_fp32). A precision means its
+    variant without additions where there are several. In FIELD _ stands for every other sign
+    (int8.by_type.yes_no.accuracy, fp16.mcnemar.p_value). It may use + - * / < <= > >= == != and, or, not. It is checked
+    for every bundle and backend; one backend's row is int8_openvino.accuracy or row("int8", "openvino").accuracy, one
+    bundle's row("int8", bundle="B").accuracy.
 
     Example:
       edgevqa compare bundle --data easy-vqa:test --precisions fp32,int8 --report report.html

@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.engines import EngineRecord, GraphEngine, Profile, check_record, decode_record, here
-from edgevqa.runtime.errors import BundleError, CheckFailed, UnavailableError
+from edgevqa.runtime.errors import BundleError, CheckFailed, EdgeVQAError, UnavailableError
 from edgevqa.runtime.hashing import sha256_file
 from edgevqa.runtime.machine import read_machine
 from edgevqa.runtime.plans import PlanHeader, is_plan, read_whole, readable_version
 from edgevqa.runtime.staging import readable_bytes
 
 RECORD_NAME = "engine.json"
+_AGAIN = "Copy it again, or build it again: edgevqa build BUNDLE --target TARGET"
+_WORST_FIRST: tuple[type[EdgeVQAError], ...] = (BundleError, CheckFailed, UnavailableError)
 
 
 def inspect_engine_file(path: Path, *, as_json: bool) -> None:
-    """Print what a plan or an engine.json says.
+    """Print what a plan or an engine.json says, and of an engine.json how the engines beside it are that it names.
 
-    Raises `BundleError` for any other file and for a plan that was cut off, `CheckFailed` where a plan is not the one
-    that the engine.json beside it names, `UnavailableError` where what is whole does not fit this machine.
+    Raises `BundleError` for any other file and for a plan that was cut off, `CheckFailed` where a plan is missing or not
+    the one that its engine.json names, `UnavailableError` where engines do not fit this machine. Where several apply, all
+    are told by the first of these.
     """
     if path.suffix == ".json" and not is_plan(path):
-        only = decode_record(path.read_bytes(), where=str(path))
-        fit = _fit(only, path)
-        if as_json:
-            print_json({"record": only, **fit.as_json()})
-        else:
-            _print_record(str(path), only)
-        _end(fit, quiet=as_json)
-        return
+        _inspect_record(path, as_json=as_json)
+    else:
+        _inspect_plan(path, as_json=as_json)
+
+
+def _inspect_record(path: Path, *, as_json: bool) -> None:
+    record = decode_record(path.read_bytes(), where=str(path))
+    fit = _fit(record, path)
+    files = {name: _examine(path.parent / engine.file, engine) for name, engine in record.graphs.items()}
+    if as_json:
+        print_json(
+            {"record": record, "file_hashes": {name: file.told for name, file in files.items()}, **fit.as_json()}
+        )
+    else:
+        _print_record(str(path), record)
+        if files and not any(file.wrong for file in files.values()):
+            print_text("Every engine that it names lies beside it, as recorded.")
+    _end([file.wrong for file in files.values() if file.wrong], fit, quiet=as_json)
+
+
+def _inspect_plan(path: Path, *, as_json: bool) -> None:
     header = read_whole(path)
     beside = path.parent / RECORD_NAME
     record = decode_record(beside.read_bytes(), where=str(beside)) if beside.is_file() else None
-    verdict, damage = _hash_verdict(path, record)
+    engine = None if record is None else record.graphs.get(path.stem)
+    file = _File("not recorded") if engine is None else _examine(path, engine)
     fit = _Fit() if record is None else _fit(record, beside)
     if as_json:
         found = {"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record}
-        print_json({**found, "file_hash": verdict, **fit.as_json()})
-        if damage:
-            raise typer.Exit(CheckFailed.exit_code)
+        print_json({**found, "file_hash": file.told, **fit.as_json()})
     else:
-        _print_plan(path, header, verdict)
+        _print_plan(path, header, file.told)
         if record is not None:
             _print_record(str(beside), record)
-    if damage:
-        raise CheckFailed(f"{path} {damage}. Build it again: edgevqa build BUNDLE --target TARGET")
-    _end(fit, quiet=as_json or record is None)
+    _end([file.wrong] if file.wrong else [], fit, quiet=as_json or record is None)
 
 
 def _print_plan(path: Path, header: PlanHeader, verdict: str) -> None:
@@ -159,19 +170,39 @@ def _fit(record: EngineRecord, path: Path) -> _Fit:
     return _Fit(text="Nothing speaks against this machine; TensorRT has the last word.", known=True)
 
 
-def _end(fit: _Fit, *, quiet: bool = False) -> None:
-    """Raise `UnavailableError` for engines that are made for another machine; else say what there is to say."""
+@dataclass(frozen=True)
+class _File:
+    """An engine's file beside its engine.json: what is said of its hash, and what is wrong with it, if anything."""
+
+    told: str
+    wrong: EdgeVQAError | None = None
+
+
+def _examine(path: Path, engine: GraphEngine) -> _File:
+    if not path.is_file():
+        return _File("missing", CheckFailed(f"{path} is missing: {RECORD_NAME} names it. {_AGAIN}"))
+    try:
+        header = read_whole(path)
+    except BundleError as error:
+        return _File("cut off, or no engine", error)
+    found = path.stat().st_size
+    if header.size_bytes is None and found < engine.size_bytes:  # such a header cannot tell, so the record does
+        sizes = f"{path} has {found:,} bytes; {RECORD_NAME} says {engine.size_bytes:,}"
+        return _File("cut off", BundleError(f"{sizes}: it was cut off. {_AGAIN}"))
+    if sha256_file(path) == engine.sha256:
+        return _File("as recorded")
+    wrong = CheckFailed(f"{path} is not the engine that {RECORD_NAME} names. {_AGAIN}")
+    return _File(f"DIFFERS from {RECORD_NAME}: damaged or replaced", wrong)
+
+
+def _end(damage: Sequence[EdgeVQAError], fit: _Fit, *, quiet: bool = False) -> None:
+    """Raise what is wrong with the files, and `UnavailableError` for another machine's; else say what there is to say."""
+    wrong = list(damage)
     if fit.refused is not None:
-        raise UnavailableError(f"They do not fit this machine: {fit.refused}") from fit.refused
+        wrong.append(UnavailableError(f"They do not fit this machine: {fit.refused}"))
+    for kind in _WORST_FIRST:
+        if any(isinstance(error, kind) for error in wrong):
+            wrong.sort(key=lambda error: [isinstance(error, each) for each in _WORST_FIRST].index(True))
+            raise kind("\n".join(map(str, wrong)))
     if not quiet:
         print_text(fit.text)
-
-
-def _hash_verdict(path: Path, record: EngineRecord | None) -> tuple[str, str]:
-    """What is said of the file's hash, and what is wrong with the file, if anything."""
-    engine = None if record is None else record.graphs.get(path.stem)
-    if engine is None:
-        return "not recorded", ""
-    if sha256_file(path) == engine.sha256:
-        return "as recorded", ""
-    return f"DIFFERS from {RECORD_NAME}: damaged or replaced", f"is not the engine that {RECORD_NAME} names"

@@ -42,8 +42,9 @@ def inspect(
       edgevqa inspect bundle
       edgevqa inspect bundle/engines/rtx/fp16/projector.engine
 
-    Exit codes: 1 an engine is not the one that its engine.json names; 2 a file is cut off or no engine; 3 an engine or an
-    engine.json was made for another machine. Of a bundle's engines it is only said.
+    Exit codes: 1 an engine is missing, or not the one that its engine.json names; 2 a file is cut off or no engine; 3 an
+    engine or an engine.json was made for another machine. Of several, all are told, and 2 comes before 1 and 3. Of a
+    bundle's engines it is only said.
     """
     if path.is_file():
         inspect_engine_file(path, as_json=as_json)

@@ -6,9 +6,11 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
+from edgevqa.evaluation.plan import making_options
 from edgevqa.export.engine.estimate import check_budget
 from edgevqa.export.engine.flavours import Toolkit, load_toolkit, refuse_impossible
 from edgevqa.export.engine.options import BuildOptions
@@ -21,7 +23,7 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, Here, Profile, encode_record, here
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.machine import Machine, read_machine
-from edgevqa.runtime.manifest import EngineSet, Manifest, VariantSpec
+from edgevqa.runtime.manifest import EngineSet, Manifest, Precision, VariantSpec
 from edgevqa.runtime.paths import cache_dir
 from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.staging import refuse_mount
@@ -102,7 +104,11 @@ def choose_buildable(bundle: Bundle, options: BuildOptions) -> str:
                 f"{_advice(bundle, options)}"
             )
         return options.precision
-    wanted = _PREFERENCE if options.precision is None else (options.precision,)
+    wanted: tuple[str, ...] = _PREFERENCE if options.precision is None else (options.precision,)
+    family, hyphen, _ = (options.precision or "").partition("-")
+    if hyphen and family in get_args(Precision):
+        row.numerics_of(family)  # type: ignore[arg-type]
+        wanted = ()  # it is a variant's name, which no other one serves
     for precision in wanted:
         allowed = row.numerics_of(precision)  # type: ignore[arg-type]
         found = [name for name, spec in variants.items() if spec.precision == precision and spec.numerics in allowed]
@@ -113,9 +119,12 @@ def choose_buildable(bundle: Bundle, options: BuildOptions) -> str:
 
 
 def _advice(bundle: Bundle, options: BuildOptions) -> str:
-    precision = options.precision if options.precision in options.row.numerics else "int8"
+    named = options.precision or ""
+    family = named.partition("-")[0]
+    precision = family if family in options.row.numerics else "int8"
     return (
         f"Make it on the workstation: edgevqa quantize {bundle.root} --precision {precision} --target {options.target}"
+        f"{making_options(named)}"
     )
 
 

@@ -49,7 +49,7 @@ def test_a_condition_that_holds_fails_with_both_values(invoke: Invoke, two_preci
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--fail-if", "int9.accuracy < 1"), "Rows: fp32, int8, int8_u8_fp32"),
+        (("--fail-if", "int9.accuracy < 1"), "Rows: fp32, int8, int8-u8-fp32"),
         (("--fail-if", "int8.speed < 1"), "no figure 'speed'"),
         (("--fail-if", "int8.accuracy"), "not a condition"),
         (("--precisions", "fp32,mixed"), "--precision mixed --data DATA"),

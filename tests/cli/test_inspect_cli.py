@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from edgevqa.cli import engine_tables
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
-from edgevqa.runtime.engines import FORMAT, EngineRecord, encode_record
+from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, encode_record
 from edgevqa.runtime.machine import Gpu, Machine, read_machine
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -138,3 +140,96 @@ def test_without_a_gpu_nothing_is_refused(invoke: Invoke, tmp_path: Path, monkey
     assert (code, err) == (0, "")
     assert "shows no NVIDIA GPU" in out
     assert json.loads(invoke("inspect", path, "--json")[1])["fits_this_machine"] is None
+
+
+NAMES = ("projector", "vision_trunk")
+
+
+def plan_bytes(flavour: str) -> bytes:
+    """A plan's header and something after it; that of TensorRT-RTX tells its size."""
+    tag, version = (b"vtrt", (1, 7, 1, 116)) if flavour == "tensorrt-rtx" else (b"ftrt", (10, 3, 0, 30))
+    return struct.pack("<4sI8xQ4B", tag, 0, 500 if tag == b"vtrt" else 0, *version).ljust(500, b"x")
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def engines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engine.json for this machine, with the two engines that it names."""
+    monkeypatch.setattr(engine_tables, "read_machine", with_gpu("8.9"))
+    data = plan_bytes(request.param)
+    graph = GraphEngine(
+        file="",
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        onnx_sha256="",
+        weights_sha256=None,
+        profiles=[],
+        inputs=[],
+        outputs=[],
+        high_layers=[],
+        seconds=1.0,
+        peak_memory_mb=1.0,
+    )
+    for name in NAMES:
+        (tmp_path / f"{name}.engine").write_bytes(data)
+    graphs = {name: msgspec.structs.replace(graph, file=f"{name}.engine") for name in NAMES}
+    path = tmp_path / "engine.json"
+    path.write_bytes(encode_record(engine_record(flavour=request.param, graphs=graphs)))
+    return path
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"y")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = [
+    (Path.unlink, 1, "missing", "is missing: engine.json names it"),
+    (change, 1, "DIFFERS from engine.json: damaged or replaced", "is not the engine that engine.json names"),
+    (cut, 2, "cut off", "it was cut off"),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected", "told", "why"), DAMAGE)
+def test_the_engines_beside_an_engine_record_are_checked(
+    invoke: Invoke, engines: Path, damage: Callable[[Path], None], expected: int, told: str, why: str
+) -> None:
+    code, out, err = invoke("inspect", engines)
+    assert (code, err) == (0, "")
+    assert "lies beside it, as recorded" in out
+    assert json.loads(invoke("inspect", engines, "--json")[1])["file_hashes"] == dict.fromkeys(NAMES, "as recorded")
+    hit = engines.parent / "projector.engine"
+    damage(hit)
+    code, out, err = invoke("inspect", engines)
+    assert (code, "as recorded" in out) == (expected, False)
+    assert err.startswith(f"error: {hit} ")
+    assert why in err
+    assert "vision_trunk" not in err
+    code, out, err = invoke("inspect", engines, "--json")
+    assert (code, why in err) == (expected, True)
+    found = json.loads(out)["file_hashes"]
+    assert found["projector"].startswith(told)
+    assert found["vision_trunk"] == "as recorded"
+    if hit.exists():
+        assert invoke("inspect", hit)[0] == expected, "a plan alone is judged otherwise"
+
+
+def test_all_that_is_wrong_is_told_and_the_worst_decides(
+    invoke: Invoke, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (engines.parent / f"{name}.engine" for name in NAMES)
+    monkeypatch.setattr(engine_tables, "read_machine", with_gpu("8.6"))
+    change(first)
+    for path in (engines, first):
+        code, _, err = invoke("inspect", path)
+        assert code == 1
+        assert err.startswith(f"error: {first} is not the engine")
+        assert "They do not fit this machine: " in err
+    cut(second)
+    code, _, err = invoke("inspect", engines)
+    assert code == 2
+    assert err.startswith(f"error: {second} has 499 bytes")
+    assert f"{first} is not the engine" in err
+    assert "They do not fit this machine: " in err

@@ -87,7 +87,7 @@ def test_what_is_not_understood_is_refused(text: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("int4.accuracy < 1", "int4.accuracy names no row of this comparison. Rows: fp32, int8, int8_u8_fp32"),
+        ("int4.accuracy < 1", "int4.accuracy names no row of this comparison. Rows: fp32, int8, int8-u8-fp32"),
         ("int8.acuracy < 1", "no figure 'acuracy'.*Known: accuracy"),
         ("int8.latency_ms < 1", "Known: latency_ms.next.p50"),
         ('row("int8", "tensorrt").accuracy < 1', "names no row"),
@@ -102,9 +102,56 @@ def test_unknown_names_list_the_known_ones(text: str, told: str) -> None:
 def test_two_variants_of_a_precision_must_be_told_apart() -> None:
     keys = [*KEYS[:2], RowKey("a", "int8", "int8-s8-fp32", ORT)]
     fields = dict.fromkeys(keys, KNOWN)
-    with pytest.raises(InputError, match="could be int8_u8_fp32, int8_s8_fp32"):
+    with pytest.raises(InputError, match="could be int8-u8-fp32, int8-s8-fp32: name the variant"):
         Gate("int8.accuracy < 1").plan(keys, fields)
     assert len(Gate("int8_s8_fp32.accuracy < 1").plan(keys, fields)) == 1
+
+
+W4, W4B64 = "int8-u8-fp32-decoder-w4", "int8-u8-fp32-decoder-w4b64"
+SEVERAL = [*KEYS[:2], *(RowKey("a", "int8", name, ORT, usual=False) for name in (W4, W4B64))]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (f"{W4}.accuracy < fp32.accuracy - 2", {W4, "fp32"}),
+        (f"fp32.accuracy-{W4B64}.accuracy>0.5", {W4B64, "fp32"}),
+        (f"fp32.accuracy-0.5>int8-u8-fp32.accuracy-{W4}.accuracy", {W4, "int8-u8-fp32", "fp32"}),
+        (f"{W4.replace('-', '_')}.accuracy < 1", {W4}),
+        (f"{W4}-onnxruntime.accuracy < {W4}_onnxruntime.accuracy", {W4}),
+        (f'row("{W4}", bundle="a").accuracy < int8-u8-fp32.accuracy', {W4, "int8-u8-fp32"}),
+        ("int8.accuracy - 1 < 1", {"int8-u8-fp32"}),
+        ('row("int8", "onnxruntime").accuracy < 1', {"int8-u8-fp32"}),
+    ],
+)
+def test_variants_are_called_as_they_are_printed(text: str, rows: set[str]) -> None:
+    """And a precision with one usual variant means that one, whatever others are compared."""
+    [binding] = Gate(text, SEVERAL).plan(SEVERAL, dict.fromkeys(SEVERAL, KNOWN))
+    assert {key.variant for key in binding.values()} == rows
+
+
+def test_other_hyphens_are_minus() -> None:
+    gate = Gate("fp32.accuracy-0.5-int8.accuracy-int8-u8-fp32.n - 1 < 0", KEYS)
+    row = {"accuracy": 10.0, "n": 4.0}
+    [binding, _] = gate.plan(KEYS, {key: {"accuracy", "n"} for key in KEYS})
+    assert gate.check(binding, dict.fromkeys(KEYS, row), "").comparisons == ["-5.5 < 0"]
+
+
+def test_text_in_quotes_keeps_its_hyphens() -> None:
+    keys = [RowKey("int8-u8-fp32.bundle", "int8", "int8-u8-fp32", ORT)]
+    gate = Gate('row("int8", bundle="int8-u8-fp32.bundle").accuracy < 1', keys)
+    assert len(gate.plan(keys, dict.fromkeys(keys, KNOWN))) == 1
+
+
+def test_a_variant_that_is_not_compared_is_answered_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r'"int8" names no figure.* Rows here: fp32, int8, int8-u8-fp32\.'):
+        Gate(f"{W4}.accuracy < 1", KEYS)
+
+
+def test_without_a_usual_variant_one_must_be_named() -> None:
+    keys = [SEVERAL[0], *SEVERAL[2:]]
+    with pytest.raises(InputError, match=f"int8.accuracy could be {W4}, {W4B64}: name the variant"):
+        Gate("int8.accuracy < 1", keys).plan(keys, dict.fromkeys(keys, KNOWN))
 
 
 def test_rows_on_different_backends_meet_where_each_has_one() -> None:

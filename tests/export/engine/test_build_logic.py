@@ -139,6 +139,24 @@ def test_a_missing_variant_names_the_command_that_makes_it(bundle: Bundle) -> No
     assert choose_buildable(bundle, options()) == "fp32"
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("int8-u8-fp32-decoder-w4", "--precision int8 --target rtx --decoder weight-int4"),
+        ("mixed-u8-fp32-encoder-w8b64", "--precision mixed --target rtx --encoder weight-int8 --block-size 64"),
+        ("int8-u8-fp32", "--precision int8 --target rtx"),
+    ],
+)
+def test_the_command_makes_the_variant_that_was_asked_for(bundle: Bundle, name: str, command: str, there: bool) -> None:
+    """Where the bundle has it in numerics of other machines, and where it has none of that name."""
+    foreign = msgspec.structs.replace(bundle.variant("fp32"), precision="int8", numerics="u8-fp32")
+    manifest = msgspec.structs.replace(bundle.manifest, variants={name: foreign} if there else bundle.manifest.variants)
+    with pytest.raises(InputError) as caught:
+        choose_buildable(Bundle(bundle.root, manifest, check=False), options(precision=name))
+    assert str(caught.value).endswith(f"edgevqa quantize {bundle.root} {command}")
+
+
 def test_memory_is_estimated_before_the_start(bundle: Bundle) -> None:
     graphs = bundle.variant("fp32").graphs
     name, needed = check_budget(graphs, "fp32", None)
