@@ -16,7 +16,7 @@ from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions.base import Array, SessionOptions, Tensor
 from edgevqa.runtime.sessions.checks import Described, check_inputs
 
-_SLOW_FUSIONS = ["SkipLayerNormFusion"]  # its kernel computes number by number: several times as long as Add and norm
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]  # on CPUs slower than the Add and the norm that it replaces
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -155,7 +155,7 @@ def host_array(value: Tensor | Array) -> Array:
 
 @functools.cache
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Such as `float32`; numpy takes as long to tell it as a small graph's node takes to run."""
+    """Such as `float32`; kept, for numpy is slow to tell it, and it is asked for every input of every token."""
     return str(dtype)
 
 
