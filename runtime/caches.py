@@ -133,9 +133,7 @@ class HostKeyValueCache:
 
 def make_cache(session: Session, batch: int, capacity: int) -> KeyValueCache:
     """A cache where the session wants it: in its own memory, or the host's."""
-    make = getattr(
-        session, "make_cache", None
-    )  # isinstance() of a Protocol is slow, and every answer would pay
+    make = getattr(session, "make_cache", None)  # isinstance() of a Protocol is slow, and every answer would pay
     if make is not None:
         own: KeyValueCache = make(batch, capacity)
         return own
