@@ -1,9 +1,12 @@
 """Build TensorRT-RTX engines of every graph and precision of a bundle, without a GPU: sizes, times, memory.
 
-    python -m benchmarks.engine_builds BUNDLE [--data scenes:3:1024] [--samples 256]
+    python -m benchmarks.engine_builds BUNDLE [--data scenes:3:1024] [--samples 256] [--precisions fp32,int8]
+        [--batch 1,4,8 --batch 8] [-o FILE]
 
-The bundle is copied, calibrated where it is not, and quantised to FP16, INT8 and mixed for target `rtx`; each engine has
-two profiles, one row and 1 to 8. Nothing is executed. Writes benchmarks/results/engine_builds.json.
+The bundle is copied, calibrated where it is not, and quantised to the precisions (FP16, INT8 and mixed, unless told) for
+target `rtx`; unless told, each engine has two profiles, one row and 1 to 8. Nothing is executed. Writes
+benchmarks/results/engine_builds.json; engine_builds_large.json is CLIP ViT-L/14-336 with Flan-T5-base, of the bundle that
+`python -m benchmarks.large_int8` makes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from edgevqa.runtime.machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "engine_builds.json"
 TARGET = "rtx"
+BATCH = (1, 4, 8)
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 
 
 def main() -> None:
@@ -32,36 +37,45 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", default="scenes:3:1024")
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=list(PRECISIONS))
+    parser.add_argument("--batch", type=_sizes, action="append", help="may be repeated: one build each")
     parser.add_argument("-o", "--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgevqa-engines-") as scratch:
         os.environ["EDGEVQA_CACHE_DIR"] = str(Path(scratch) / "cache")
         path = Path(scratch) / "engines.bundle"
         shutil.copytree(arguments.bundle, path)
-        prepare(path, arguments.data, arguments.samples)
-        rows = [row_of(build(path, BuildOptions(target=TARGET, precision=name))) for name in VARIANTS]
+        prepare(path, arguments)
+        plans = [
+            BuildOptions(target=TARGET, precision=name, batch=batch)
+            for batch in arguments.batch or [BATCH]
+            for name in arguments.precisions
+        ]
+        rows = [row_of(build(path, plan), plan.batch) for plan in plans]
         rows = [{**row, "weights_mb": weights_mb(Bundle.open(path), row["variant"])} for row in rows]
-    written = {"machine": describe_machine(), "executed": False, "rows": rows}
+        source = Bundle.open(path).manifest.source
+    model = {"source": source.id, "parameters": source.parameters}
+    written = {"machine": describe_machine(), "model": model, "executed": False, "rows": rows}
     arguments.output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-VARIANTS = ("fp32", "fp16", "int8", "mixed")
-
-
-def prepare(path: Path, data: str, samples: int) -> None:
+def prepare(path: Path, arguments: argparse.Namespace) -> None:
     """Calibrate and add the variants."""
+    data = arguments.data
     if Bundle.open(path).manifest.calibration is None:
-        calibrate(path, CalibrateOptions(data=data, samples=samples))
-    quantize(path, QuantizeOptions(precision="fp16", targets=(TARGET,)))
-    quantize(path, QuantizeOptions(precision="int8", targets=(TARGET,), data=data))
-    quantize(path, QuantizeOptions(precision="mixed", targets=(TARGET,), data=data, max_drop=0.5, time_limit_s=120))
+        calibrate(path, CalibrateOptions(data=data, samples=arguments.samples))
+    for name in set(arguments.precisions) & {"fp16", "int8"}:
+        quantize(path, QuantizeOptions(precision=name, targets=(TARGET,)))
+    if "mixed" in arguments.precisions:
+        quantize(path, QuantizeOptions(precision="mixed", targets=(TARGET,), data=data, max_drop=0.5, time_limit_s=120))
 
 
-def row_of(built: BuiltEngines) -> dict[str, Any]:
+def row_of(built: BuiltEngines, batch: tuple[int, ...]) -> dict[str, Any]:
     """The figures of one variant, and a line on the terminal."""
     engines = built.record.graphs
     row = {
         "variant": built.record.variant,
+        "batch": list(batch),
         "tensorrt": ".".join(map(str, built.record.tensorrt_version)),
         "compute_capabilities": built.record.compute_capabilities,
         "seconds": round(sum(engine.seconds for engine in engines.values()), 1),
@@ -77,8 +91,14 @@ def row_of(built: BuiltEngines) -> dict[str, Any]:
             for name, engine in engines.items()
         },
     }
-    print(f"{row['variant']}: {len(engines)} engines, {row['size_mb']} MB, {row['seconds']} s", flush=True)
+    print(
+        f"{row['variant']}, batch {batch}: {len(engines)} engines, {row['size_mb']} MB, {row['seconds']} s", flush=True
+    )
     return row
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def weights_mb(bundle: Bundle, variant: str) -> float:

@@ -206,6 +206,8 @@ def capability_fits(record: EngineRecord, capability: str) -> bool:
 
 def _version_fits(record: EngineRecord, version: Version) -> bool:
     built = record.tensorrt_version
+    if version[3] == 0:  # its Python does not tell the build, which TensorRT compares itself when it loads a plan
+        built = (*built[:3], 0)
     if record.flavour == "tensorrt-rtx" or not record.version_compatible:
         return version == built
     return version >= built and version[0] - built[0] <= 1

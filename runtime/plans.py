@@ -79,12 +79,12 @@ def read_whole(path: Path) -> PlanHeader:
 
 
 def readable_version(version: tuple[int, ...]) -> str:
-    """`10.3.0.30`."""
-    return ".".join(map(str, version))
+    """`10.3.0.30`, or `10.3.0` where the build is not known."""
+    return ".".join(map(str, version if version[3:] != (0,) else version[:3]))
 
 
 def parse_version(text: str) -> Version:
-    """`10.3.0.30`, or `10.3.0` with a build of 0."""
+    """`10.3.0.30`, or `10.3.0` with a build of 0: it is not known. JetPack's Python package tells three numbers alone."""
     parts = [int(part) for part in text.split(".")[:4] if part.isdecimal()]
     major, minor, patch, build = (*parts, 0, 0, 0, 0)[:4]
     return major, minor, patch, build

@@ -11,7 +11,7 @@ from typing import get_args
 import msgspec
 
 from edgevqa.evaluation.plan import making_options
-from edgevqa.export.engine.estimate import check_budget
+from edgevqa.export.engine.estimate import check_budget, twice_text
 from edgevqa.export.engine.flavours import Toolkit, load_toolkit, refuse_impossible
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.process import TimeLeft, run_job
@@ -25,6 +25,7 @@ from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.machine import Machine, read_machine
 from edgevqa.runtime.manifest import EngineSet, Manifest, Precision, VariantSpec
 from edgevqa.runtime.paths import cache_dir
+from edgevqa.runtime.plans import Version
 from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.staging import refuse_mount
 
@@ -58,18 +59,18 @@ def build(bundle_path: str | Path, options: BuildOptions, *, report: Report | No
     spec = bundle.variant(variant)
     toolkit = load_toolkit(options.row)
     refuse_impossible(options, toolkit)
-    check_budget(spec.graphs, spec.numerics, options.memory_budget_bytes)
     check_axes(options.axes, spec.graphs)
     main = Questions.of(bundle).main
     ranges = axis_ranges(bundle.manifest, spec.graphs, options, template=None if main is None else main.template_tokens)
     profiles = {name: graph_profiles(name, graph, ranges) for name, graph in spec.graphs.items()}
+    check_budget(spec.graphs, spec.numerics, profiles, options.memory_budget_bytes)
     bundle.require_files(variant)
     machine = read_machine()
     key = f"{options.target}/{variant}"
     with BundleWriter.extend(bundle) as writer:
         run = _Build(bundle, variant, options, toolkit, writer, report)
         engines = {name: run.one(name, number, len(profiles), profiles[name]) for number, name in enumerate(profiles)}
-        record = _record(bundle.manifest, spec, variant, options, toolkit, machine, engines)
+        record = _record(bundle.manifest, spec, variant, options, run.version, machine, engines)
         files = {name: writer.describe(f"engines/{key}/{name}.engine") for name in engines}
         entry = EngineSet(
             target=options.target,
@@ -122,9 +123,11 @@ def _advice(bundle: Bundle, options: BuildOptions) -> str:
     named = options.precision or ""
     family = named.partition("-")[0]
     precision = family if family in options.row.numerics else "int8"
+    calibrated = bundle.manifest.calibration is not None or precision not in {"int8", "mixed"}
+    first = "" if calibrated else f"edgevqa calibrate {bundle.root} --data DATA, then "
     return (
-        f"Make it on the workstation: edgevqa quantize {bundle.root} --precision {precision} --target {options.target}"
-        f"{making_options(named)}"
+        f"Make it on the workstation: {first}edgevqa quantize {bundle.root} --precision {precision} "
+        f"--target {options.target}{making_options(named)}{' --data DATA' if precision == 'mixed' else ''}"
     )
 
 
@@ -142,6 +145,7 @@ class _Build:
     ) -> None:
         self.reused: list[str] = []
         self.warnings: dict[str, list[str]] = {}
+        self.version = toolkit.version
         self._bundle, self._variant, self._options = bundle, variant, options
         self._writer, self._report, self._toolkit = writer, report, toolkit
         spec = bundle.variant(variant)
@@ -192,7 +196,10 @@ class _Build:
         return (self._options.timing_cache or own).absolute()
 
     def _describe(self, job: Job, built: Built, onnx_sha256: str) -> GraphEngine:
-        self.warnings[job.graph] = built.warnings
+        spec = self._bundle.variant(self._variant)
+        twice = twice_text(spec.graphs[job.graph], spec.numerics, job.profiles, Path(job.engine).stat().st_size)
+        self.warnings[job.graph] = [*([twice] if twice else []), *built.warnings]
+        self.version = built.version  # the plan's: TensorRT's Python may not tell the build
         file = self._writer.describe(f"engines/{self._options.target}/{self._variant}/{job.graph}.engine")
         return GraphEngine(
             file=f"{job.graph}.engine",
@@ -215,7 +222,7 @@ def _record(
     spec: VariantSpec,
     variant: str,
     options: BuildOptions,
-    toolkit: Toolkit,
+    version: Version,
     machine: Machine,
     engines: dict[str, GraphEngine],
 ) -> EngineRecord:
@@ -229,7 +236,7 @@ def _record(
         precision=spec.precision,
         numerics=spec.numerics,
         flavour=options.row.flavour or "tensorrt",
-        tensorrt_version=toolkit.version,
+        tensorrt_version=version,
         os=place.os,
         arch=place.arch,
         device=None if rtx else place.device,

@@ -17,7 +17,8 @@ from edgevqa.export.engine.flavours import Toolkit, capability_member, load_tool
 from edgevqa.export.engine.network import advice, high_layers, parse_network, tensors
 from edgevqa.export.engine.protocol import Built, Job, Phase, Refused, encode_line
 from edgevqa.runtime.engines import Profile
-from edgevqa.runtime.errors import CheckFailed, EdgeVQAError
+from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError, UnavailableError
+from edgevqa.runtime.plans import HEADER_BYTES, parse_header
 from edgevqa.runtime.staging import explain_write_error
 
 _TOLD_EVERY_S = 0.2
@@ -67,7 +68,7 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
     refuse_impossible(job.options, toolkit)
     trt = toolkit.module
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder = _builder(trt, logger)
     network, parser = parse_network(toolkit, builder, logger, Path(job.onnx), job.graph, job.options.target)
     inputs, outputs = tensors(network)
     config = _configure(toolkit, builder, job)
@@ -85,7 +86,7 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
     _keep_timing_cache(cache, config, kept)
     names, operators = high_layers(toolkit, network) if job.half else ([], {})
     return Built(
-        version=toolkit.version,
+        version=parse_header(bytes(memoryview(plan)[:HEADER_BYTES]), where=job.engine).version,
         inputs=inputs,
         outputs=outputs,
         high_layers=names,
@@ -94,6 +95,16 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
         peak_memory_mb=peak_memory_mb(),
         warnings=logger.warnings[:20],
     )
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what its Python makes of a builder that could not be made
+        said = logger.errors[-1] if logger.errors else str(error)
+        raise UnavailableError(
+            f"TensorRT cannot build here: {said}. Look at the GPU and its driver: edgevqa doctor"
+        ) from error
 
 
 def make_logger(trt: Any) -> Any:
@@ -159,9 +170,13 @@ def _configure(toolkit: Toolkit, builder: Any, job: Job) -> Any:
     for name, wanted in flags:
         if wanted:
             config.set_flag(getattr(trt.BuilderFlag, name))
+    if not job.half:
+        config.clear_flag(trt.BuilderFlag.TF32)  # it is on by itself; float32 stays float32, as on every other backend
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.dla_core is not None:
+        if options.dla_core >= builder.num_DLA_cores:
+            raise InputError(f"--dla-core {options.dla_core}: TensorRT finds {builder.num_DLA_cores} DLA cores here.")
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = options.dla_core
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can then name our layers

@@ -1,36 +1,92 @@
-"""How much memory a build will take, said before it starts."""
+"""How much memory a build will take, said before it starts, and engines that hold their weights twice."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from edgevqa.runtime.engines import Profile
 from edgevqa.runtime.errors import CheckFailed
 from edgevqa.runtime.manifest import GraphSpec, Numerics
 
-# Bytes a parameter as the builder holds it: its file, the parsed network, the kernels' layout and the plan together.
-# TensorRT-RTX 1.7.1 took 4.5 GB for a ViT-L/14-336 of 1.2 GB in FP32 (15 bytes a parameter) and 1.6 GB in S8 Q/DQ.
-BYTES_PER_PARAMETER: dict[Numerics, float] = {
-    "fp32": 15.0,
-    "fp16": 9.0,
-    "bf16": 9.0,
-    "s8-fp16": 5.0,
-    "s8-fp32": 5.0,
-    "u8-fp32": 5.0,
-    "fp8-fp16": 5.0,
+
+class _Bytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes a parameter: in the plan, while building, and what a second layout of the weights adds to building."""
+
+    plan: float
+    building: float
+    second: float
+
+
+# As the builder holds it: its file, the parsed network, the kernels' layout and the plan together. From TensorRT-RTX 1.7.1's
+# builds of a CLIP ViT-L/14-336 with T5-base (benchmarks/results/engine_builds_large.json), rounded up by about a quarter.
+_FLOAT = _Bytes(plan=4, building=15, second=13)
+_HALF = _Bytes(plan=2, building=9, second=6)
+_INT8 = _Bytes(plan=1.4, building=5, second=4.5)
+_BYTES: dict[Numerics, _Bytes] = {
+    "fp32": _FLOAT,
+    "fp16": _HALF,
+    "bf16": _HALF,
+    "s8-fp16": _INT8,
+    "s8-fp32": _INT8,
+    "u8-fp32": _INT8,
+    "fp8-fp16": _INT8,
 }
 BASE_BYTES = 450_000_000  # the libraries themselves
+_TOLD_FROM_BYTES = 100_000_000
+_TWICE = 1.5  # times the weights, from which an engine holds two layouts of most of them
 
 
-def estimate_bytes(graph: GraphSpec, numerics: Numerics) -> int:
+def estimate_bytes(graph: GraphSpec, numerics: Numerics, profiles: Sequence[Profile] = ()) -> int:
     """About how much memory building the graph takes."""
-    return BASE_BYTES + int(graph.parameters * BYTES_PER_PARAMETER[numerics])
+    each = _BYTES[numerics]
+    second = each.second if _lays_out_twice(graph, profiles) else 0
+    return BASE_BYTES + int(graph.parameters * (each.building + second))
 
 
-def check_budget(graphs: dict[str, GraphSpec], numerics: Numerics, budget_bytes: int | None) -> tuple[str, int]:
+def check_budget(
+    graphs: Mapping[str, GraphSpec],
+    numerics: Numerics,
+    profiles: Mapping[str, Sequence[Profile]],
+    budget_bytes: int | None,
+) -> tuple[str, int]:
     """The graph that takes most and how much. Raises `CheckFailed` where that is beyond the budget."""
-    name = max(graphs, key=lambda each: graphs[each].parameters)
-    needed = estimate_bytes(graphs[name], numerics)
-    if budget_bytes is not None and needed > budget_bytes:
+    takes = {name: estimate_bytes(graph, numerics, profiles[name]) for name, graph in graphs.items()}
+    name = max(takes, key=lambda each: takes[each])
+    if budget_bytes is not None and takes[name] > budget_bytes:
+        twice = _lays_out_twice(graphs[name], profiles[name])
+        fewer = f"{_FEWER[0].upper()}{_FEWER[1:]}, build" if twice else "Build"
         raise CheckFailed(
-            f"Building graph '{name}' takes about {needed / 1e6:,.0f} MB; --memory-budget is {budget_bytes / 1e6:,.0f} MB. "
-            "Build the int8 or fp16 variant (--precision), raise the budget, or build on a larger machine of this kind."
+            f"Building graph '{name}' takes about {takes[name] / 1e6:,.0f} MB; --memory-budget is {budget_bytes / 1e6:,.0f} "
+            f"MB. {fewer} the int8 or fp16 variant (--precision), raise the budget, or build on a larger machine of this kind."
         )
-    return name, needed
+    return name, takes[name]
+
+
+_FEWER = "take one batch size above 1 (--batch 4: 1 to 4 rows)"
+
+
+def twice_text(graph: GraphSpec, numerics: Numerics, profiles: Sequence[Profile], size_bytes: int) -> str | None:
+    """What to know where an engine of `size_bytes` holds its weights in two layouts."""
+    times = size_bytes / max(graph.parameters * _BYTES[numerics].plan, 1)
+    if size_bytes < _TOLD_FROM_BYTES or times < _TWICE or not _lays_out_twice(graph, profiles):
+        return None
+    return (
+        f"the engine is {times:.1f} times its weights: they are laid out for a single row and for more. Where memory is "
+        f"short, {_FEWER}"
+    )
+
+
+def _lays_out_twice(graph: GraphSpec, profiles: Sequence[Profile]) -> bool:
+    """Whether a decoder has a profile of one token of one row, which is a product with a vector, beside others."""
+    if not any(tensor.name.startswith("past_key.") for tensor in graph.inputs):
+        return False
+    single = [all(size == 1 for size in _rows(graph, profile)) for profile in profiles]
+    return any(single) and not all(single)
+
+
+def _rows(graph: GraphSpec, profile: Profile) -> list[int]:
+    """The most rows and tokens that a profile takes."""
+    sides = [(tensor.name, side) for tensor in graph.inputs for side in enumerate(tensor.shape)]
+    return [profile[name].max[place] for name, (place, axis) in sides if axis in ("batch", "length")]

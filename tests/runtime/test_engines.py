@@ -203,6 +203,8 @@ def test_what_does_not_fit_is_refused_by_name(place: dict[str, Any], message: st
         ((11, 0, 0, 1), True),
         ((10, 2, 0, 9), False),
         ((12, 0, 0, 1), False),
+        ((10, 3, 0, 0), True),
+        ((10, 2, 0, 0), False),
     ],
 )
 def test_version_compatible_engines_go_up_one_major(version: tuple[int, int, int, int], fits: bool) -> None:
@@ -213,6 +215,13 @@ def test_version_compatible_engines_go_up_one_major(version: tuple[int, int, int
     else:
         with pytest.raises(BundleError):
             check_record(made, place, where="e")
+
+
+def test_a_tensorrt_that_does_not_tell_its_build_fits_by_its_first_three_numbers() -> None:
+    """JetPack 6's says 10.3.0, and its plans 10.3.0.30."""
+    check_record(record(), msgspec.structs.replace(ORIN, tensorrt_version=(10, 3, 0, 0)), where="e")
+    with pytest.raises(BundleError, match=r"10\.3\.0\.30; here is 10\.3\.1\. Build"):
+        check_record(record(), msgspec.structs.replace(ORIN, tensorrt_version=(10, 3, 1, 0)), where="e")
 
 
 def test_ampere_plus_engines_run_on_later_gpus_and_no_earlier_ones() -> None:

@@ -93,7 +93,7 @@ def _likeness(record: EngineRecord, place: Here) -> tuple[bool, ...]:
         record.flavour == place.flavour,
         record.tensorrt_version[:1] == (place.tensorrt_version or ())[:1],
         place.compute_capability in record.compute_capabilities,
-        record.tensorrt_version == place.tensorrt_version,
+        record.tensorrt_version[:3] == (place.tensorrt_version or ())[:3],
         record.hardware_compatibility == "none",
         record.device == place.device,
         not record.version_compatible,

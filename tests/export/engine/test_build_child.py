@@ -1,0 +1,78 @@
+"""The building process's own part, run in this process: what it tells, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgevqa.export.engine import child
+from edgevqa.export.engine.flavours import load_toolkit
+from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
+from edgevqa.export.engine.protocol import Job
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.errors import InputError, UnavailableError
+from edgevqa.runtime.plans import read_header
+from edgevqa.runtime.targets import target
+
+trt = pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.tensorrt
+
+
+def job(bundle: Bundle, tmp_path: Path, *, half: bool = False, name: str = "rtx", **given: Any) -> Job:
+    options = BuildOptions(target=name, **given)
+    graphs = bundle.variant("fp32").graphs
+    return Job(
+        graph="projector",
+        onnx=str(bundle.graph_path("fp32", "projector")),
+        engine=str(tmp_path / "projector.engine"),
+        profiles=graph_profiles("projector", graphs["projector"], axis_ranges(bundle.manifest, graphs, options)),
+        options=options,
+        half=half,
+        timing_cache=None,
+    )
+
+
+@pytest.fixture
+def bundle(reference_bundle: Path) -> Bundle:
+    return Bundle.open(reference_bundle)
+
+
+def test_the_version_is_that_of_the_plan(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack's Python package tells three of its four numbers, and the plan is refused by one that has another fourth."""
+    whole = str(trt.__version__)
+    monkeypatch.setattr(trt, "__version__", whole.rpartition(".")[0])
+    made = job(bundle, tmp_path)
+    built = child.build(made, child.Stop(), lambda phase: None)
+    assert ".".join(map(str, built.version)) == whole
+    assert built.version == read_header(Path(made.engine)).version
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_float32_is_computed_in_float32(bundle: Bundle, tmp_path: Path, half: bool) -> None:
+    """TensorRT rounds its factors to TF32 otherwise; what an FP16 engine keeps in FP32 it may round so."""
+    toolkit = load_toolkit(target("rtx"))
+    builder = trt.Builder(child.make_logger(trt))
+    config = child._configure(toolkit, builder, job(bundle, tmp_path, half=half))
+    assert config.get_flag(trt.BuilderFlag.TF32) is half
+
+
+def test_a_builder_that_cannot_be_made_is_unavailable() -> None:
+    class Broken:
+        @staticmethod
+        def Builder(logger: Any) -> None:
+            logger.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(UnavailableError, match="cannot build here: CUDA initialization failure with error: 35"):
+        child._builder(Broken, child.make_logger(trt))
+
+
+def test_a_dla_core_that_is_not_there_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """An Orin Nano has the target of boards that have some."""
+    builder = trt.Builder(child.make_logger(trt))
+    made = job(bundle, tmp_path, name="jetson-orin-jp6", dla_core=0)
+    with pytest.raises(InputError, match="--dla-core 0: TensorRT finds 0 DLA cores here"):
+        child._configure(load_toolkit(target("rtx")), builder, made)
