@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class GpuOrtSession(OrtSession):
             settings.add_provider_for_devices([devices[self.device_id]], rest)
             return {}
         preload()
-        if self.provider.name not in self._ort.get_available_providers():
+        if not _offers(self._ort, self.provider.name):
             raise unavailable(self.provider, f"the installed onnxruntime {self._ort.__version__} was built without it")
         behind = [(name, {"device_id": str(self.device_id)}) for name in self.provider.behind]
         return {"providers": [(self.provider.name, self.provider_options), *behind]}
@@ -151,6 +152,7 @@ def missing_library(provider: Provider) -> str:
     if not provider.library or spec is None or spec.origin is None:
         return ""
     folder = Path(spec.origin).parent / "capi"
+    preload()
     try:
         ctypes.CDLL(str(folder / _SHARED), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / provider.library))
@@ -164,13 +166,27 @@ def preload() -> None:
     """Load CUDA, cuDNN and TensorRT 10 from pip's packages, where they are; ONNX Runtime does not look there."""
     ort: Any = require("onnxruntime", extra="gpu", purpose="Running a model on a GPU")
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            ort.preload_dlls(directory="")
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it tells what it does not find
+            warnings.simplefilter("ignore")
+            for folder in ("", *map(str, _nvidia_folders(Path(ort.__file__).parent.parent))):
+                ort.preload_dlls(directory=folder)
     spec = importlib.util.find_spec("tensorrt_libs")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for name in _TENSORRT:
             with contextlib.suppress(OSError):
                 ctypes.CDLL(str(Path(folder) / name), mode=ctypes.RTLD_GLOBAL)
+
+
+def _nvidia_folders(own: Path) -> list[Path]:
+    """Where pip put NVIDIA's libraries, other than beside ONNX Runtime (at `own`), where it looks by itself.
+
+    A virtual environment may take them, with PyTorch, from another one or from the system.
+    """
+    found: dict[str, Path] = {}
+    for place in (own, *map(Path, sys.path)):
+        for folder in sorted(place.glob("nvidia/*/lib")):
+            found.setdefault(folder.parent.name, folder)  # two copies of one library must not be loaded
+    return [folder for folder in found.values() if own not in folder.parents]
 
 
 @contextlib.contextmanager
@@ -244,4 +260,10 @@ def _device_id(made: Mapping[str, str]) -> int:
 
 def _copies_to_gpu(ort: Any) -> bool:
     """Whether this build can copy between host and GPU; without that, outputs are taken on the host."""
-    return "CUDAExecutionProvider" in ort.get_available_providers()
+    return _offers(ort, "CUDAExecutionProvider")
+
+
+def _offers(ort: Any, name: str) -> bool:
+    """Whether a provider is part of this build, or one of the plugins that it loads by itself."""
+    plugins: Any = getattr(ort, "get_ep_devices", list)
+    return name in ort.get_available_providers() or any(device.ep_name == name for device in plugins())

@@ -52,7 +52,7 @@ TENSORRT = Provider(
     backend="ort-trt",
     name="TensorrtExecutionProvider",
     needs=f"an NVIDIA driver, {CUDA_LIBRARIES} and {TENSORRT_LIBRARIES}",
-    options={"device_id": "0", "trt_cuda_graph_enable": "0"},
+    options={"device_id": "0", "trt_cuda_graph_enable": "False"},  # ONNX Runtime takes no 0 and 1 for these
     prefix="trt",
     library="libonnxruntime_providers_tensorrt.so",
     behind=(CUDA.name,),
@@ -134,7 +134,7 @@ def _tensorrt_types(numerics: Numerics) -> dict[str, str]:
         "trt_int8_enable": "8-" in numerics and not numerics.startswith("fp8"),
         "trt_layer_norm_fp32_fallback": "fp16" in numerics,
     }
-    return {name: "1" for name, asked in wanted.items() if asked}
+    return {name: "True" for name, asked in wanted.items() if asked}
 
 
 def _cache_options(provider: Provider, folder: Path) -> dict[str, str]:
@@ -142,9 +142,9 @@ def _cache_options(provider: Provider, folder: Path) -> dict[str, str]:
         return {"nv_runtime_cache_path": str(folder)}
     if provider.prefix == "trt":
         return {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(folder),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(folder),
         }
     return {}

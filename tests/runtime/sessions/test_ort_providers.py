@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session
 from edgevqa.runtime.sessions.base import SessionOptions, Tensor
 from edgevqa.runtime.sessions.ort_device_cache import DeviceKeyValueCache
-from edgevqa.runtime.sessions.ort_gpu import GpuOrtSession, missing_library, open_gpu_session, unavailable
+from edgevqa.runtime.sessions.ort_gpu import GpuOrtSession, missing_library, open_gpu_session, preload, unavailable
 from edgevqa.runtime.sessions.ort_providers import (
     CUDA,
     PROVIDERS,
@@ -96,11 +98,46 @@ def test_what_the_user_gives_wins_and_an_empty_option_is_left_out(bundle: Bundle
 
 def test_tensorrt_may_use_the_graphs_types_alone(bundle: Bundle, tmp_path: Path) -> None:
     int8 = options(TENSORRT, bundle, tmp_path)
-    assert int8["trt_fp16_enable"] == int8["trt_int8_enable"] == int8["trt_layer_norm_fp32_fallback"] == "1"
+    assert int8["trt_fp16_enable"] == int8["trt_int8_enable"] == int8["trt_layer_norm_fp32_fallback"] == "True"
     assert "trt_bf16_enable" not in int8
     assert int8["trt_engine_cache_path"] == int8["trt_timing_cache_path"] == str(tmp_path)
     plain = make_options(TENSORRT, bundle.graph("fp32", "projector"), numerics="fp32", ranges={}, cache=None, given={})
     assert plain == TENSORRT.options
+
+
+def test_tensorrts_switches_are_words(bundle: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime's Python reads them by itself, and takes no 0 and 1 as it does for its other providers."""
+    made = options(TENSORRT, bundle, tmp_path)
+    switches = {name: value for name, value in made.items() if name.endswith(("_enable", "_fallback"))}
+    assert len(switches) == 6
+    assert set(switches.values()) == {"True", "False"}
+
+
+def test_libraries_of_another_environment_are_loaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PyTorch's CUDA may lie elsewhere than ONNX Runtime, which looks beside itself alone."""
+    own, other, third = (tmp_path / name for name in ("own", "other", "third"))
+    for place, names in ((own, ("cudnn",)), (other, ("cu13", "cudnn")), (third, ("cu13",))):
+        for name in names:
+            (place / "nvidia" / name / "lib").mkdir(parents=True)
+    asked: list[str] = []
+
+    def preload_dlls(directory: str) -> None:
+        asked.append(directory)
+        warnings.warn("nothing is there", stacklevel=1)
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    monkeypatch.setattr(onnxruntime, "__file__", str(own / "onnxruntime" / "__init__.py"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a.zip"), str(own), str(other), str(third)])
+    preload.__wrapped__()
+    assert asked == ["", str(other / "nvidia" / "cu13" / "lib")]
+
+
+def test_a_provider_that_is_a_plugin_of_the_build_counts(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    on_cpu = Provider(backend="ort-cuda", name="CPUExecutionProvider", needs="", options={})
+    monkeypatch.setattr(onnxruntime, "get_available_providers", list)
+    spec, path = bundle.graph("fp32", "projector"), bundle.graph_path("fp32", "projector")
+    with GpuOrtSession(path, "projector", spec, SessionOptions(), provider=on_cpu, made={}) as session:
+        assert session.run(random_inputs(spec))["image_embeds"].numpy().size
 
 
 def test_rtx_keeps_what_it_compiles(bundle: Bundle, tmp_path: Path) -> None:
