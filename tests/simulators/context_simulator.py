@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,14 @@ Shape = tuple[int, ...]
 class ExecutionContext:
     """What `IExecutionContext` is to a session."""
 
-    def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
-        self.engine, self.strategy = engine, strategy
+    def __init__(
+        self,
+        engine: Engine,
+        strategy: ExecutionContextAllocationStrategy,
+        needs: Sequence[weakref.ref[Any]] = (),
+    ) -> None:
+        """`needs` are objects that TensorRT's Python does not keep for it."""
+        self.engine, self.strategy, self.needs = engine, strategy, needs
         self.cuda = engine.cuda
         self.profile: int | None = None
         self.shapes: dict[str, Shape] = {}
@@ -34,7 +42,8 @@ class ExecutionContext:
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._touch()
         if not 0 <= profile_index < len(self.engine.profiles):
-            return self._complain(f"there is no profile {profile_index}")
+            self._complain(f"there is no profile {profile_index}")
+            raise RuntimeError("Error in set optimization profile async.")  # here TensorRT's Python returns no False
         self.profile = profile_index
         self.shapes.clear()
         self.scratch = None
@@ -78,6 +87,9 @@ class ExecutionContext:
 
     def infer_shapes(self) -> list[str]:
         self._touch()
+        if self.engine.traits.get("shapeless"):
+            self._complain("an output would have a negative dimension")
+            raise RuntimeError("infer_shapes error code: -1")
         on_host = [name for name in self.engine.traits.get("on_host", []) if name not in self.addresses]
         return [name for name in self.engine.inputs if name not in self.shapes] + on_host
 
@@ -96,6 +108,8 @@ class ExecutionContext:
 
     def _execute(self, stream_handle: int) -> bool:
         self._touch()
+        if any(needed() is None for needed in self.needs):
+            raise SimulatorError("a context is used whose runtime or configuration is gone")
         stream: Any = self.cuda._stream(stream_handle)
         missing = self.infer_shapes()
         if missing or self.profile is None:

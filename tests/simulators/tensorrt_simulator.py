@@ -46,7 +46,7 @@ def engine_bytes(
 ) -> bytes:
     """A simulated engine. `profiles` are `{input: {"min": [...], "opt": ..., "max": ...}}`.
 
-    Traits: `on_host` (inputs read on the host), `data_dependent` (outputs), `uncapturable`, `carries_runtime`.
+    Traits: `on_host` (inputs read on the host), `data_dependent` (outputs), `uncapturable`, `carries_runtime`, `shapeless`.
     """
     header = TAGS[flavour] + struct.pack("<I", 239) + bytes(16) + bytes(version) + bytes(36)
     text = json.dumps({"profiles": profiles, **traits}).encode()
@@ -87,11 +87,11 @@ class RuntimeConfig:
 class Engine:
     """What `ICudaEngine` is to a session."""
 
-    def __init__(self, cuda: CudaSimulator, logger: ILogger, data: bytes, made: weakref.WeakSet[Any]) -> None:
+    def __init__(self, cuda: CudaSimulator, runtime: Any, data: bytes, made: weakref.WeakSet[Any]) -> None:
         (length,) = struct.unpack("<Q", data[64:72])
         self.traits: dict[str, Any] = json.loads(data[72 : 72 + length])
         self.profiles: list[dict[str, Any]] = self.traits["profiles"]
-        self.cuda, self.logger, self.made = cuda, logger, made
+        self.cuda, self.runtime, self.logger, self.made = cuda, runtime, runtime.logger, made
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -121,7 +121,11 @@ class Engine:
     def create_execution_context(
         self, strategy: Any = ExecutionContextAllocationStrategy.STATIC
     ) -> ExecutionContext | None:
-        context = ExecutionContext(self, strategy.strategy if isinstance(strategy, RuntimeConfig) else strategy)
+        needs = [] if self.runtime.parent is None else [self.runtime.parent]
+        if isinstance(strategy, RuntimeConfig):
+            needs.append(weakref.ref(strategy))
+            strategy = strategy.strategy
+        context = ExecutionContext(self, strategy, needs)
         self.made.add(context)
         return context
 
@@ -158,8 +162,9 @@ class TensorRTSimulator(ModuleType):
     def __init__(self, name: str, cuda: CudaSimulator, version: tuple[int, int, int, int] = (10, 3, 0, 30)) -> None:
         super().__init__(name)
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        self.__version__ = ".".join(map(str, version))
         self.flavour = "tensorrt-rtx" if name == "tensorrt_rtx" else "tensorrt"
+        told = version if self.flavour == "tensorrt-rtx" else version[:3]  # JetPack's tells no build, its plans do
+        self.__version__ = ".".join(map(str, told))
         self.version = version
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         simulator = self
@@ -171,10 +176,11 @@ class TensorRTSimulator(ModuleType):
                 self.logger = logger
                 self.engine_host_code_allowed = False
                 self.loaded = False
+                self.parent: weakref.ref[Any] | None = None
 
             def load_runtime(self, path: str) -> Any:
                 other = Runtime(self.logger)
-                other.loaded = True
+                other.loaded, other.parent = True, weakref.ref(self)
                 return other
 
             def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
@@ -190,6 +196,6 @@ class TensorRTSimulator(ModuleType):
                     self.logger.log(Severity.ERROR, "the engine was built by another version")
                     return None
                 kind = RtxEngine if simulator.flavour == "tensorrt-rtx" else Engine
-                return kind(cuda, self.logger, serialized_engine, simulator.contexts)
+                return kind(cuda, self, serialized_engine, simulator.contexts)
 
         self.Runtime = Runtime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.sessions.trt.device import Lane
@@ -41,7 +41,10 @@ class Context:
 
     def output_shape(self, name: str) -> Shape | None:
         """The shape of an output once all inputs are set, or None where it depends on the data."""
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError:  # its Python raises where its C++ returns a negative number
+            self._refuse("found no shapes for its outputs")
         if missing:
             self._refuse(f"lacks {', '.join(missing)}")
         shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
@@ -66,6 +69,6 @@ class Context:
         self._scratch = None
         self._memory.clear()
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         said = self._engine.toolkit.complaint()
         raise EdgeVQAError(f"Graph '{self._engine.graph}' failed in TensorRT: it {what}: {said}.")

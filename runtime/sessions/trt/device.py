@@ -61,6 +61,7 @@ class Lane:
         self._free = FreeBlocks(KEPT_BYTES)
         self._pinned: dict[tuple[int, bool], list[HostBlock]] = {}
         self._all_pinned: list[HostBlock] = []
+        self._bound: list[tuple[tuple[int, bool], HostBlock]] = []  # for a launch that was not given yet
         self._staged: list[tuple[tuple[int, bool], HostBlock]] = []
         self._staged_bytes = 0
 
@@ -75,19 +76,24 @@ class Lane:
         """Copy bytes to the device; `data` may be changed afterwards."""
         block = self.stage(data, mapped=False)
         self.cuda.upload(address, block.address, data.nbytes, self.stream)
+        self._give(self._bound.pop())
         self.traffic.uploads += 1
         self.traffic.upload_bytes += data.nbytes
 
     def stage(self, data: Array, *, mapped: bool) -> HostBlock:
-        """A copy of bytes in pinned memory, which stays until the lane was synchronised."""
+        """A copy of bytes in pinned memory, which stays until the lane was synchronised after the next `launched`."""
         if self._staged_bytes + data.nbytes > STAGED_BYTES:
             self.synchronize()
         size = block_bytes(data.nbytes)
         block = self._take_pinned(size, mapped)
-        self._staged.append(((size, mapped), block))
-        self._staged_bytes += size
+        self._bound.append(((size, mapped), block))
         block.view[: data.nbytes] = data
         return block
+
+    def launched(self) -> None:
+        """What was staged is now read by the lane's work."""
+        while self._bound:
+            self._give(self._bound.pop())
 
     def download(self, address: int, size: int) -> Array:
         """The bytes at an address once the lane's work is done, uint8 (size,): a copy."""
@@ -143,6 +149,11 @@ class Lane:
             stack.callback(self.cuda.destroy_event, self._event)
             for block in self._all_pinned:
                 stack.callback(self.cuda.host_free, block)
+
+    def _give(self, entry: tuple[tuple[int, bool], HostBlock]) -> None:
+        """Staged memory is free again when the lane has done what it was given so far."""
+        self._staged.append(entry)
+        self._staged_bytes += entry[0][0]
 
     def _malloc(self, size: int) -> int:
         """New memory; where there is none left, what the lane keeps is given back first."""

@@ -34,8 +34,8 @@ class Engine:
         self.device = device
         self.graph = graph
         device.cuda.use()
-        self._runtime = _make_runtime(toolkit, record, options)
-        self.handle: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._runtimes = _make_runtimes(toolkit, record, options)
+        self.handle: Any = self._runtimes[-1].deserialize_cuda_engine(path.read_bytes())
         if self.handle is None:
             raise BundleError(
                 f"TensorRT cannot load {path}: {toolkit.complaint()}. "
@@ -47,6 +47,7 @@ class Engine:
         self._making = threading.Lock()  # making contexts of one engine is not for several threads at once
         self._rtx = hasattr(self.handle, "create_runtime_config") and toolkit.flavour == "tensorrt-rtx"
         self._builtin_graphs = options.cuda_graphs and self._rtx
+        self._configuration: Any = None
         self._kept: RuntimeCache | None = None
         if self._rtx:
             self._kept = RuntimeCache(toolkit, device.cuda.info, record.graphs[graph].sha256)
@@ -67,11 +68,10 @@ class Engine:
         """A context of its own for one profile, with `scratch` (see `scratch_bytes`) to work in."""
         strategy = self.toolkit.module.ExecutionContextAllocationStrategy.USER_MANAGED
         with self._making:
-            if self._rtx:
-                context = self.handle.create_execution_context(self._configuration(strategy))
-            else:
-                context = self.handle.create_execution_context(strategy)
-        if context is None or not context.set_optimization_profile_async(profile, int(lane.stream)):
+            if self._rtx and self._configuration is None:
+                self._configuration = self._configure(strategy)
+            context = self.handle.create_execution_context(self._configuration if self._rtx else strategy)
+        if context is None or not _selects(context, profile, int(lane.stream)):
             raise EdgeVQAError(
                 f"TensorRT made no context for graph '{self.graph}': {self.toolkit.complaint()}. "
                 "If memory is short, close other programs or use a smaller precision."
@@ -94,10 +94,13 @@ class Engine:
         if self._kept is not None:
             self._kept.save()
             self._kept = None
+        self._configuration = None
         self.handle = None
-        self._runtime = None
+        while self._runtimes:
+            self._runtimes.pop()
 
-    def _configuration(self, strategy: Any) -> Any:
+    def _configure(self, strategy: Any) -> Any:
+        """How TensorRT-RTX runs; one for all contexts, which it outlives."""
         configuration = self.handle.create_runtime_config()
         configuration.set_execution_context_allocation_strategy(strategy)
         strategies = self.toolkit.module.CudaGraphStrategy
@@ -112,11 +115,27 @@ class Engine:
         return TENSORRT_NAMES.get(member, member.lower())
 
 
-def _make_runtime(toolkit: Toolkit, record: EngineRecord, options: EngineOptions) -> Any:
-    """TensorRT's runtime; a version-compatible engine needs the lean runtime that it carries, or that of a file."""
-    runtime = toolkit.module.Runtime(toolkit.logger)
+def _selects(context: Any, profile: int, stream: int) -> bool:
+    """Whether a context takes a profile: TensorRT's Python raises where its C++ returns false."""
+    try:
+        return bool(context.set_optimization_profile_async(profile, stream))
+    except RuntimeError:
+        return False
+
+
+def _make_runtimes(toolkit: Toolkit, record: EngineRecord, options: EngineOptions) -> list[Any]:
+    """TensorRT's runtime; a version-compatible engine needs the lean runtime that it carries, or that of a file.
+
+    The last one loads the engine, and must go before the others.
+    """
+    try:
+        runtime = toolkit.module.Runtime(toolkit.logger)
+    except TypeError as error:  # what its Python makes of a runtime that could not be made
+        raise UnavailableError(
+            f"TensorRT cannot run here: {toolkit.complaint()}. Look at the GPU and its driver: edgevqa doctor"
+        ) from error
     if not record.version_compatible:
-        return runtime
+        return [runtime]
     if options.runtime_library is not None:
         loaded = runtime.load_runtime(str(options.runtime_library))
         if loaded is None:
@@ -124,11 +143,11 @@ def _make_runtime(toolkit: Toolkit, record: EngineRecord, options: EngineOptions
                 f"TensorRT cannot load the lean runtime {options.runtime_library}: {toolkit.complaint()}. "
                 "It must be of the version that built the engines."
             )
-        return loaded
+        return [runtime, loaded]
     if not options.allow_engine_code:
         raise BundleError(
             f"The engines for '{record.target}' are version-compatible: they carry their runtime, which is a program. If you "
             "trust the bundle's maker, pass the provider option allow_engine_code=1; or give runtime_library=FILE."
         )
     runtime.engine_host_code_allowed = True
-    return runtime
+    return [runtime]

@@ -78,6 +78,7 @@ class Worker:
             context.bind(spec.name, self._input_address(spec, values[spec.name], held))
         found = self._bind_outputs(context)
         context.enqueue()
+        self._lane.launched()
         self._engine.device.traffic.launches += 1
         return {spec.name: found.get(spec.name) or self._allocated(context, spec) for spec in self._outputs}
 

@@ -13,6 +13,7 @@ import pytest
 from edgevqa.runtime import Pipeline
 from edgevqa.runtime.errors import UnavailableError
 from edgevqa.runtime.sessions.trt.driver import Cuda, load_bindings
+from edgevqa.runtime.targets import target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 QUESTIONS = ["what color is the shape?", "is there a circle in the image?", "what shape is in the image?"]
@@ -35,6 +36,7 @@ def cuda() -> Cuda:
 def built(request: pytest.FixtureRequest, cuda: Cuda, reference_bundle: Path, tmp_path: Path) -> tuple[Path, str]:
     """The reference bundle with engines for this GPU, and the backend that runs them."""
     from edgevqa.export.engine.build import build
+    from edgevqa.export.engine.flavours import capability_member, load_toolkit
     from edgevqa.export.engine.options import BuildOptions
 
     module, backend = KINDS[request.param]
@@ -45,6 +47,8 @@ def built(request: pytest.FixtureRequest, cuda: Cuda, reference_bundle: Path, tm
         pytest.skip(f"this is TensorRT {major}")
     path = Path(shutil.copytree(reference_bundle, tmp_path / "bundle"))
     capability = cuda.info.compute_capability
+    if module == "tensorrt_rtx" and capability_member(load_toolkit(target("rtx")), capability) is None:
+        pytest.skip(f"TensorRT-RTX builds nothing for compute capability {capability}")
     extra: dict[str, Any] = {"compute_capabilities": (capability,)} if module == "tensorrt_rtx" else {}
     build(path, BuildOptions(target=request.param, batch=(1, 4), **extra))
     return path, backend

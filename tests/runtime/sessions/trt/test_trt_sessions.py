@@ -169,6 +169,26 @@ def test_where_cpu_and_gpu_share_memory_inputs_are_read_there(simulated: Any, pa
     assert simulated.cuda.calls["cudaHostGetDevicePointer"] > 0
 
 
+@pytest.mark.parametrize("on_host", [[], ["question_states", "attention_mask"]])
+def test_inputs_on_the_host_stay_until_their_launch(
+    monkeypatch: pytest.MonkeyPatch,
+    simulated: Any,
+    engines: Callable[..., Path],
+    toy_bundle: Path,
+    open_graph: Open,
+    on_host: list[str],
+) -> None:
+    """Also when there is so much on its way that the GPU is waited for between one input and the next."""
+    monkeypatch.setattr("edgevqa.runtime.sessions.trt.device.STAGED_BYTES", 0)
+    simulated.start(integrated=True)
+    path = engines(toy_bundle, axes=AXES, traits={"vision_fusion": {"on_host": on_host}})
+    session = open_graph("vision_fusion", at=path)
+    for words in (3, 3, 2):
+        want = expected(path, "vision_fusion", fusion_inputs(2, words))["image_states"]
+        np.testing.assert_array_equal(session.run(fusion_inputs(2, words))["image_states"].numpy(), want)
+    assert sum(len(memory.data) for memory in simulated.cuda.host.values()) < 4000, "they are used again"
+
+
 def test_without_memory_pools(simulated: Any, path: Path) -> None:
     simulated.start(pools=False)
     with open_session(Bundle.open(path), "fp32", "vision_trunk", backend="tensorrt") as session:
@@ -297,6 +317,36 @@ def test_an_engine_that_tensorrt_refuses_is_told_with_its_reason(
     library = other / "libnvinfer_lean.so"
     library.touch()
     assert open_graph(at=other, runtime_library=str(library)).run({"pixel_values": ONES})
+
+
+def test_what_tensorrts_python_raises_is_told_with_its_reason(
+    simulated: Any, engines: Callable[..., Path], toy_bundle: Path, open_graph: Open
+) -> None:
+    """Where its C++ returns false, or a negative number."""
+    session: Any = open_graph()
+    session._loaded._engine.handle.profiles.clear()
+    with pytest.raises(EdgeVQAError, match="made no context for graph 'vision_trunk': there is no profile 1"):
+        session.run({"pixel_values": ONES})
+    shapeless = engines(toy_bundle, axes=AXES, traits={"vision_trunk": {"shapeless": True}})
+    with pytest.raises(EdgeVQAError, match="found no shapes for its outputs: an output would have a negative dim"):
+        open_graph(at=shapeless).run({"pixel_values": ONES})
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_a_tensorrt_that_cannot_start_is_unavailable(
+    simulated: Any, engines: Callable[..., Path], toy_bundle: Path, open_graph: Open, name: str
+) -> None:
+    """Where there is no runtime its Python raises a TypeError; its log has the reason."""
+    module, backend = simulated.modules[name], name.replace("_", "-")
+
+    def refuse(logger: Any) -> None:
+        logger.log(module.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Runtime = refuse
+    path = engines(toy_bundle, "server-trt10", "rtx", axes=AXES)
+    with pytest.raises(UnavailableError, match="cannot run here: CUDA initialization failure with error: 35"):
+        open_graph(at=path, backend=backend)
 
 
 def test_every_backend_of_the_table_opens_here(simulated: Any) -> None:
