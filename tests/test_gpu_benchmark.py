@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -62,6 +65,44 @@ def test_the_bars_can_fail() -> None:
     assert [line.partition(":")[0] for line in missed({"large": {"rows": slow}})] == ["large", "large"]
     assert any("90.00%" in line for line in missed({"reference": {"rows": slow}}))
     assert missed({"large": {"rows": {"torch-eager": row(30.0)}}}) == ["large: no backend ran FP16 on the GPU"]
+
+
+def test_a_decoder_step_is_timed_to_its_end() -> None:
+    """A session on a GPU returns before the work is done: reading an output waits for it."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.gpu_parts.backends import decoder_ms
+        from edgevqa.runtime.counters import Statistics
+        from edgevqa.runtime.graphs import Graphs
+    finally:
+        sys.path.remove(str(ROOT))
+
+    class Late:
+        shape = (1, 2)
+
+        def numpy(self) -> None:
+            time.sleep(0.02)
+
+    class Eager:
+        inputs: tuple[()] = ()
+        own = "what a pipeline asks of a session"
+
+        def run(self, inputs: object) -> dict[str, Late]:
+            return {"logits": Late()}
+
+    session: Any = Eager()
+    graphs = Graphs({"language_decoder": session}, Statistics())
+
+    def answer(picture: object, question: str) -> None:
+        assert getattr(graphs.sessions["language_decoder"], "own", None) == Eager.own
+        graphs.run("language_decoder", {})
+
+    pipeline: Any = SimpleNamespace(
+        graphs=graphs, statistics=graphs.statistics, manifest=SimpleNamespace(image=None), answer=answer
+    )
+    assert 20 <= decoder_ms(pipeline, 3) < 1000
+    assert graphs.sessions["language_decoder"] is session
+    assert graphs.statistics.history is None
 
 
 @pytest.mark.gpu

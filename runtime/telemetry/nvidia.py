@@ -9,16 +9,21 @@ import threading
 
 QUERY = ("--query-gpu=power.draw", "--format=csv,noheader,nounits")
 INTERVAL_MS = 100
+STARTING_S = 10.0  # nvidia-smi takes a second or two where the driver was asleep
 
 
 class GpuPower:
-    """The power of all GPUs of the machine, as `nvidia-smi` reports it ten times a second."""
+    """The power of all GPUs of the machine, as `nvidia-smi` reports it ten times a second.
+
+    Made when the first reading is there: what is measured next would count for nothing until then.
+    """
 
     def __init__(self, program: str, gpus: int) -> None:
         self.label = "NVML GPU power"
         self._gpus = gpus
         self._rows: list[float] = []
         self._watts = 0.0
+        self._told = threading.Event()
         self._process = subprocess.Popen(
             [program, *QUERY, f"--loop-ms={INTERVAL_MS}"],
             stdin=subprocess.DEVNULL,
@@ -28,9 +33,10 @@ class GpuPower:
         )
         self._reader = threading.Thread(target=self._read, daemon=True, name="gpu-power")
         self._reader.start()
+        self._told.wait(STARTING_S)
 
     def watts(self) -> float:
-        """The newest reading, 0 before the first."""
+        """The newest reading, 0 where there is none."""
         return self._watts
 
     def close(self) -> None:
@@ -49,6 +55,8 @@ class GpuPower:
                 self._rows.append(watts)
             if len(self._rows) == self._gpus:
                 self._watts, self._rows = sum(self._rows), []
+                self._told.set()
+        self._told.set()  # it ended
 
 
 def parse_watts(line: str) -> float | None:

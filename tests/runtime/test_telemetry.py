@@ -150,11 +150,12 @@ def test_gpu_power_is_read_beside_the_processors(xeon: Path, monkeypatch: pytest
         "#!/bin/sh\necho 30.50\necho 20.00\n"
         'case "$*" in *loop*) while :; do sleep 0.02; echo 30.50; echo 20.00; done;; esac\n'
     )
+    slow_start = program.read_text().replace("#!/bin/sh", '#!/bin/sh\ncase "$*" in *loop*) sleep 0.5;; esac')
+    program.write_text(slow_start)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     with EnergyMeter.open(xeon, gpu=True) as meter:
         assert meter.sensors[-1] == "NVML GPU power"
-        time.sleep(0.3)
         before, start = meter.joules(), time.perf_counter()
         time.sleep(0.3)
         after, seconds = meter.joules(), time.perf_counter() - start
