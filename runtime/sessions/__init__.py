@@ -42,7 +42,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     `distributions` are the names under which the package is installed, and `likes` the INT8 and FP8 numerics that it
     runs, those that run best first. Some runs engines of a `flavour`, which a bundle must have, in place of ONNX graphs;
     its `package` may have `stand_ins` that run them too. Only builds of the package with the file `library` can run it;
-    `advice` says what to install then. "auto" leaves out what is not `automatic`.
+    `advice` says what to install then. "auto" leaves out what is not `automatic`. `gpu` says that it runs on an NVIDIA GPU.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     library: str = ""
     advice: str = ""
     automatic: bool = True
+    gpu: bool = False
 
     def installed(self) -> bool:
         """Whether `package` is here, with `library` where one is needed; nothing is imported."""
@@ -125,6 +126,7 @@ BACKENDS: dict[str, Backend] = {
             distributions=("tensorrt", "tensorrt_lean", "tensorrt_dispatch"),
             likes=("s8-fp16", "fp8-fp16"),
             flavour="tensorrt",
+            gpu=True,
             stand_ins=("tensorrt_lean", "tensorrt_dispatch"),
             advice=(
                 "needs TensorRT, which is not installed. On a Jetson it comes with JetPack: make the environment with "
@@ -140,6 +142,7 @@ BACKENDS: dict[str, Backend] = {
             distributions=("tensorrt_rtx",),
             likes=("s8-fp16", "fp8-fp16"),
             flavour="tensorrt-rtx",
+            gpu=True,
         ),
         Backend(
             name="ort-cuda",
@@ -150,6 +153,7 @@ BACKENDS: dict[str, Backend] = {
             likes=("s8-fp16", "u8-fp32", "s8-fp32"),
             library="capi/libonnxruntime_providers_cuda.so",
             advice=f"{_GPU_BUILD} It runs with an NVIDIA driver, {CUDA_LIBRARIES}.",
+            gpu=True,
         ),
         Backend(
             name="ort-trt",
@@ -161,6 +165,7 @@ BACKENDS: dict[str, Backend] = {
             library="capi/libonnxruntime_providers_tensorrt.so",
             advice=f"{_GPU_BUILD} It runs with an NVIDIA driver, {CUDA_LIBRARIES} and {TENSORRT_LIBRARIES}.",
             automatic=False,  # building its engines takes minutes
+            gpu=True,
         ),
         Backend(
             name="ort-rtx",
@@ -174,6 +179,7 @@ BACKENDS: dict[str, Backend] = {
                 "Install both: pip install 'edgevqa[gpu]' onnxruntime-ep-nv-tensorrt-rtx"
             ),
             automatic=False,
+            gpu=True,
         ),
     )
 }
@@ -189,6 +195,12 @@ def split_backend(text: str) -> tuple[str, dict[str, str]]:
             f"'tensorrt,projector=onnxruntime'. Backends are {', '.join(BACKENDS)}."
         )
     return main, {graph.strip(): backend.strip() for graph, _, backend in pairs}
+
+
+def uses_gpu(text: str) -> bool:
+    """Whether a backend, or another one that it names for a graph, runs on an NVIDIA GPU."""
+    main, others = split_backend(text)
+    return any(BACKENDS[name].gpu for name in (main, *others.values()) if name in BACKENDS)
 
 
 def possible_backends(name: str = "auto") -> list[Backend]:

@@ -9,7 +9,7 @@ import pytest
 
 from edgevqa.runtime import sessions
 from edgevqa.runtime.errors import ConfigError, MissingExtraError
-from edgevqa.runtime.sessions import BACKENDS, Backend, choose_backend, possible_backends
+from edgevqa.runtime.sessions import BACKENDS, Backend, choose_backend, possible_backends, uses_gpu
 
 ABSENT = Backend(
     name="absent",
@@ -68,3 +68,16 @@ def test_every_row_names_a_module_that_opens_sessions(name: str) -> None:
     assert callable(importlib.import_module(row.module).open_session)
     assert msgspec.structs.asdict(row)["extra"]
     assert row.likes
+
+
+def test_what_runs_on_a_gpu_is_known() -> None:
+    """Energy and the times of graphs are measured otherwise there."""
+    assert {name for name in BACKENDS if uses_gpu(name)} == {
+        "tensorrt",
+        "tensorrt-rtx",
+        "ort-cuda",
+        "ort-trt",
+        "ort-rtx",
+    }
+    assert uses_gpu("onnxruntime,projector=tensorrt")
+    assert not uses_gpu("onnxruntime,projector=openvino")

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from edgevqa.runtime import Pipeline
+from edgevqa.runtime.benchmark import measure
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import ConfigError, InputError
+from edgevqa.runtime.graphs import Graphs
 from edgevqa.runtime.pipelines.base import Answer
 from edgevqa.runtime.sessions.trt.session import EngineSession
 
@@ -239,3 +241,28 @@ def test_engines_are_run_without_reading_the_graphs(simulated: Any, path: Path, 
     weights.write_bytes(content)
     with Pipeline.load(path, backend="tensorrt") as pipeline:
         assert pipeline.answer(scenes[0], QUESTIONS[0]).text
+
+
+def test_stages_are_timed_to_the_end_of_their_work(
+    simulated: Any, path: Path, scenes: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are not: waiting after every graph would slow them."""
+    with Pipeline.load(path, backend="tensorrt") as pipeline:
+        pipeline.answer(scenes[0], QUESTIONS[0])
+        plain = [traffic(pipeline).downloads]
+        answer = pipeline.answer(scenes[1], QUESTIONS[0])
+        plain.append(traffic(pipeline).downloads)
+        pipeline.clear_caches()
+        runs = sum(pipeline.statistics.runs.get(name, 0) for name in pipeline.graphs.sessions)
+        with pipeline.graphs.waiting():
+            same(pipeline.answer(scenes[1], QUESTIONS[0]), answer)
+        runs = sum(pipeline.statistics.runs.get(name, 0) for name in pipeline.graphs.sessions) - runs
+        assert traffic(pipeline).downloads - plain[1] == plain[1] - plain[0] + runs
+    waited: list[int] = []
+    waiting = Graphs.waiting
+    monkeypatch.setattr(Graphs, "waiting", lambda graphs: (waited.append(1), waiting(graphs))[1])
+    report = measure(path, runs=2, warm_up_runs=0, backend="tensorrt")
+    assert set(report.stage_ms) >= {"vision_trunk", "language_decoder"}
+    assert waited == [1]
+    measure(path, runs=1, warm_up_runs=0, backend="onnxruntime")
+    assert waited == [1]
