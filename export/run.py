@@ -124,10 +124,11 @@ class _Job:
         from edgevqa.calibration.describe import graph_spec
         from edgevqa.calibration.weights import SharedWeights
         from edgevqa.export.trace import trace
+        from edgevqa.export.tracer_table import one_table
 
         graphs: dict[str, GraphSpec] = {}
         plans = self.family.plans(loaded)
-        with SharedWeights(self.writer.path(WEIGHTS)) as weights:
+        with SharedWeights(self.writer.path(WEIGHTS)) as weights, one_table():
             for done, (name, make) in enumerate(plans.items()):
                 self.report(f"trace {name}", done, len(plans))
                 model = trace(make(), opset=self.options.chosen_opset)

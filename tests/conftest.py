@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 import signal
@@ -16,6 +17,9 @@ import pytest
 HERE = Path(__file__).parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: its children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.set_threshold(
+    100_000, 50, 50
+)  # torch's tracer makes millions of objects, which the usual thresholds walk again and again
 PACKAGED = HERE / "golden"
 SHARED = HERE.parents[1] / "shared" / "golden" / "dev"
 GOLDEN = SHARED if SHARED.is_dir() else PACKAGED
