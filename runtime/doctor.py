@@ -171,7 +171,8 @@ def _tensorrt(machine: Machine) -> Backend:
 def _backend_advice(machine: Machine, backends: list[Backend]) -> list[str]:
     advice = [f"{backend.name}: {backend.problem}." for backend in backends if backend.problem is not None]
     usable = [backend for backend in backends if backend.version is not None and backend.problem is None]
-    ours = [row.name for row in BACKENDS.values() if row.installed() and row.automatic and row.flavour is None]
+    here = [row for row in BACKENDS.values() if row.installed() and row.has_device()]
+    ours = [row.name for row in here if row.automatic and row.flavour is None]
     chosen = os.environ.get(BACKEND_VARIABLE)
     if chosen:
         advice.append(f"--backend auto is {chosen}, because {BACKEND_VARIABLE} says so.")

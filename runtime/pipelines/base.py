@@ -161,7 +161,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     theirs, or "yes" and "no"; it is None where there is none of these.
     `truncated_answer` tells that the answer would have gone on: `max_new_tokens` ended it, no end token.
     `truncated_question` tells that the end of the question was cut, `unknown_tokens` how many of its tokens the
-    vocabulary lacks. `timing_ms` are the milliseconds a stage took for the batch that this answer came from, with `total`.
+    vocabulary lacks. `timing_ms` are the milliseconds a stage took for the batch that this answer came from, with `total`; an
+    engine's stage ends when the GPU has its work, and who reads the result waits for it.
     """
 
     question: str

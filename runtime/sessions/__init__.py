@@ -77,8 +77,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         return self.flavour is None or any(self._runs(entry.target) for entry in manifest.engines.values())
 
     def has_device(self) -> bool:
-        """Whether what it runs on may be there: an NVIDIA driver for engines. Nothing is loaded."""
-        return self.flavour is None or nvidia_driver()
+        """Whether what it runs on may be there: an NVIDIA driver for a GPU. Nothing is loaded."""
+        return not self.gpu or nvidia_driver()
 
     def variants_of(self, manifest: Manifest) -> list[str]:
         """The variants that it can run: those with engines, where it needs some."""
@@ -171,12 +171,18 @@ BACKENDS: dict[str, Backend] = {
             name="ort-rtx",
             module="edgevqa.runtime.sessions.ort_rtx",
             package="onnxruntime_ep_nv_tensorrt_rtx",
-            extra="gpu",
-            distributions=("onnxruntime-ep-nv-tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+            extra="cpu",
+            distributions=(
+                "onnxruntime-ep-nv-tensorrt-rtx",
+                "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+                "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+            ),
             likes=("s8-fp16", "fp8-fp16", "s8-fp32"),
             advice=(
-                "needs the package onnxruntime-ep-nv-tensorrt-rtx beside onnxruntime-gpu, and it is not installed. "
-                "Install both: pip install 'edgevqa[gpu]' onnxruntime-ep-nv-tensorrt-rtx"
+                "needs the package onnxruntime-ep-nv-tensorrt-rtx, which is not installed, with onnxruntime 1.24 or later "
+                "(Python 3.11 or later) in place of onnxruntime-gpu. Install both: pip uninstall onnxruntime-gpu, then "
+                "pip install 'edgevqa[cpu]' 'onnxruntime>=1.24' onnxruntime-ep-nv-tensorrt-rtx "
+                "(onnxruntime-ep-nv-tensorrt-rtx-cu12 with a driver for CUDA 12)."
             ),
             automatic=False,
             gpu=True,

@@ -81,3 +81,12 @@ def test_what_runs_on_a_gpu_is_known() -> None:
     }
     assert uses_gpu("onnxruntime,projector=tensorrt")
     assert not uses_gpu("onnxruntime,projector=openvino")
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_gpu_needs_its_driver(monkeypatch: pytest.MonkeyPatch, driver: bool) -> None:
+    """A GPU build of ONNX Runtime on a machine without one is not measured, nor an engine loaded."""
+    monkeypatch.setattr(sessions, "nvidia_driver", lambda: driver)
+    assert {name for name, row in BACKENDS.items() if row.has_device()} == (
+        set(BACKENDS) if driver else {"onnxruntime", "openvino"}
+    )
