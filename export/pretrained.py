@@ -114,8 +114,16 @@ def _config(model_class: Any, folder: Path) -> Any:
 
     path = folder / "config.json"
     read = model_class.config_class.sub_configs  # published ones hold more, which nobody reads
-    for name, part in read_json(path, what="a model folder holds config.json and its weights").items():
-        kind = part.get("model_type") if isinstance(part, dict) and name in read else None
+    values = read_json(path, what="a model folder holds config.json and its weights")
+    for name, part in [("", values), *values.items()]:
+        if not isinstance(part, dict) or name not in {"", *read}:
+            continue
+        longest = part.get("max_position_embeddings")
+        if isinstance(longest, int) and longest < 1:
+            raise CheckpointError(
+                f"{path} has max_position_embeddings {longest}; expected the tokens that it reads, from 1."
+            )
+        kind = part.get("model_type") if name else None
         if kind is not None and kind not in CONFIG_MAPPING:
             raise CheckpointError(
                 f"{path} has {name} with the model_type {kind!r}, which the installed transformers does not know."

@@ -410,6 +410,17 @@ def test_parts_of_unknown_models(tmp_path: Path, part: Any) -> None:
     assert refused(lambda: load_pretrained(LlavaForConditionalGeneration, tmp_path), "config.json")
 
 
+@pytest.mark.parametrize("where", ["", "text_config"])
+def test_a_model_that_reads_no_tokens(tmp_path: Path, where: str) -> None:
+    """A table of rotary positions is made of any length: nothing else would fail."""
+    values: dict[str, Any] = {"max_position_embeddings": -8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", **({where: values} if where else values)}))
+    save_file({"a": torch.zeros(1)}, tmp_path / WEIGHTS)
+    assert refused(
+        lambda: load_pretrained(LlavaForConditionalGeneration, tmp_path), "max_position_embeddings -8", "from 1"
+    )
+
+
 @pytest.mark.parametrize("labels", [{}, {"0": "cat", "2": "dog"}, {"0": "cat", "1": None}])
 def test_classes_without_names(folder: Path, labels: dict[str, Any]) -> None:
     change(folder / "config.json", id2label=labels, label2id={})
