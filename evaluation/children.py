@@ -15,12 +15,12 @@ from typing import IO
 import msgspec
 
 from edgevqa.evaluation.protocol import Answered, Failed, Measured, Message, Progress, Task, encode_line
-from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError, UnavailableError
+from edgevqa.runtime.errors import EdgeVQAError, kind_of
+from edgevqa.runtime.processes import ending_text
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_BRANCHES = {kind.exit_code: kind for kind in (CheckFailed, InputError, UnavailableError)}
 _TOLD_BYTES = 2000
 
 
@@ -51,7 +51,7 @@ def run_task(task: Task, label: str, advance: Report | None = None) -> tuple[Row
                 result.texts += message.texts
                 result.confidences += message.confidences
             elif isinstance(message, Failed):
-                raise _BRANCHES.get(message.exit_code, EdgeVQAError)(f"{label}: {message.message}")
+                raise kind_of(message.exit_code)(f"{label}: {message.message}")
             else:
                 result.measured = message
         if result.measured is None:
@@ -100,7 +100,7 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[Message]:
 
 def _epitaph(label: str, stage: str, code: int, told: IO[bytes]) -> str:
     """How the process ended, how far it had come, and the last line that it wrote to standard error."""
-    ending = f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
+    ending = ending_text(code)
     if code == -signal.SIGKILL:
         ending += " (on Linux most often: the memory did not suffice)"
     size = told.seek(0, os.SEEK_END)
@@ -108,10 +108,3 @@ def _epitaph(label: str, stage: str, code: int, told: IO[bytes]) -> str:
     lines = told.read().decode(errors="replace").strip().splitlines()
     last = f" It said: {lines[-1]}" if lines else ""
     return f"{label}: the process that measured it {ending} while {stage}.{last}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -20,7 +20,7 @@ from edgevqa.evaluation.rows import FailedRow, Row, numbers_of, planned_numbers
 from edgevqa.evaluation.selection import choose_samples
 from edgevqa.runtime.backend_choice import Note
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.errors import ConfigError, EdgeVQAError
+from edgevqa.runtime.errors import CheckFailed, ConfigError, EdgeVQAError, InputError, UnavailableError, kind_of
 from edgevqa.runtime.hashing import Progress
 from edgevqa.runtime.machine import describe_machine
 from edgevqa.runtime.manifest import Manifest
@@ -104,7 +104,7 @@ def compare(
     """Measure every row, each in a process of its own, one after the other; then check the conditions.
 
     Variants, backends and conditions are checked first. A row whose process dies does not end the comparison: it is in
-    `failed`. Raises `BundleError`, `InputError`, `ConfigError`, `MissingExtraError`; `EdgeVQAError` where no row worked.
+    `failed`. Raises `BundleError`, `InputError`, `ConfigError`, `MissingExtraError`; `worst_of` all where no row worked.
     """
     plans = _plans(paths, options, progress, note)
     samples = choose_samples(open_dataset(options.data), options.samples, options.seed)
@@ -122,7 +122,7 @@ def compare(
         if (done := _measure(plan, known, f"{number + 1}/{len(plans)} ", work)) is not None
     ]
     if not compared:
-        raise EdgeVQAError("No row could be measured. " + " ".join(failed.error for failed in work.failed))
+        raise worst_of(work.failed)("No row could be measured. " + " ".join(failed.error for failed in work.failed))
     results, errors = _check(gates, {_key(each.plan): each.row for each in compared})
     return Comparison(
         options=options,
@@ -134,6 +134,13 @@ def compare(
         warnings=list(dict.fromkeys(work.warnings)),
         machine=describe_machine(),
     )
+
+
+def worst_of(failed: Sequence[FailedRow]) -> type[EdgeVQAError]:
+    """The kind of error for rows that failed: what this machine lacks counts only where nothing worse happened."""
+    codes = {row.exit_code for row in failed}
+    by_weight = (EdgeVQAError.exit_code, CheckFailed.exit_code, InputError.exit_code, UnavailableError.exit_code)
+    return kind_of(next((code for code in by_weight if code in codes), EdgeVQAError.exit_code))
 
 
 def _plans(
@@ -208,7 +215,12 @@ def _measure(plan: Plan, layers: list[Layer], place: str, work: _Work) -> Compar
         key = _key(plan)
         work.failed.append(
             FailedRow(
-                bundle=key.bundle, precision=key.precision, variant=key.variant, backend=key.backend, error=str(error)
+                bundle=key.bundle,
+                precision=key.precision,
+                variant=key.variant,
+                backend=key.backend,
+                error=str(error),
+                exit_code=error.exit_code,
             )
         )
         return None

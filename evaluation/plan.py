@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import get_args
 
@@ -128,7 +129,7 @@ def require_variant(name: str, manifest: Manifest, precision: str) -> None:
     data = "" if family in ("fp16", "bf16") else " --data DATA"
     raise InputError(
         f"{name} has no variant '{precision}'; it has {', '.join(variants)}. "
-        f"Make one: edgevqa quantize {name} --precision {family}{data}{making_options(precision)}"
+        f"Make one: edgevqa quantize {shlex.quote(name)} --precision {family}{data}{making_options(precision)}"
     )
 
 

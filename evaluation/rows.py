@@ -69,13 +69,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that could not be measured, and why."""
+    """A row that could not be measured, and why; `exit_code` tells the error's branch of the exception tree."""
 
     bundle: str
     precision: str
     variant: str
     backend: str
     error: str
+    exit_code: int
 
 
 def identifier(text: str) -> str:

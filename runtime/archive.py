@@ -15,13 +15,13 @@ import msgspec
 
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_checks import (
-    COPY_AGAIN,
     MANIFEST_HASH_NAME,
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
     check_manifest_hash,
     check_output,
     decode_manifest,
+    manifest_files,
     unreadable,
 )
 from edgevqa.runtime.errors import BundleError, InputError
@@ -39,20 +39,21 @@ _MALFORMED = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionEr
 def pack(
     bundle: Bundle, out_file: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
 ) -> Path:
-    """Write all files of `bundle` that the manifest names into one archive, and return its path.
+    """Write all files of `bundle` that its manifest names into one archive, and return its path.
 
+    Engine sets that are damaged are left out, and out of the archive's manifest (`Bundle.left_out` tells).
     Every hash is checked on the way. Raises `InputError` where `out_file` exists (without `overwrite`) or cannot be
     written, `BundleError` where the bundle is damaged, `UnavailableError` on a full disk.
     """
     target = Path(out_file)
+    bundle.set_damaged_engines_aside(hashes=True)
     needed_bytes = _total_bytes(bundle.manifest)
     with clear_write_errors(target, needed_bytes=needed_bytes):
         _check_archive_target(target, overwrite)
         with Staging(target, needed_bytes=needed_bytes) as staging:
             with tarfile.open(staging.partial, "w", format=tarfile.PAX_FORMAT) as tar:
                 _pack_files(tar, bundle, Meter(progress, needed_bytes))
-            _check_archive_target(target, overwrite)
-            staging.commit()
+            staging.commit(lambda: _check_archive_target(target, overwrite))
     return target
 
 
@@ -80,8 +81,7 @@ def unpack(
                 for name, data in head.items():
                     (staging.partial / name).write_bytes(data)
                 _unpack_files(tar, manifest, staging.partial, _Source(source, Meter(progress, needed_bytes)))
-                check_output(target, overwrite=overwrite)
-                staging.commit()
+                staging.commit(lambda: check_output(target, overwrite=overwrite))
     return Bundle.open(target)
 
 
@@ -105,15 +105,21 @@ def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
 
 
 def _pack_files(tar: tarfile.TarFile, bundle: Bundle, meter: Meter) -> None:
-    for name in (MANIFEST_NAME, MANIFEST_HASH_NAME):
-        data = (bundle.root / name).read_bytes()
+    for name, data in _head(bundle).items():
         tar.addfile(_entry(name, len(data)), io.BytesIO(data))
     for spec in sorted(bundle.manifest.files(), key=lambda spec: spec.path):
         with (bundle.root / spec.path).open("rb") as stream:
             reader = _HashingReader(stream, meter, spec.path)
             tar.addfile(_entry(spec.path, spec.size_bytes), reader)
         if reader.digest.hexdigest() != spec.sha256:
-            raise BundleError(f"{bundle.root / spec.path} does not have the hash of the manifest. {COPY_AGAIN}")
+            raise BundleError(f"{bundle.root / spec.path} does not have the hash of the manifest. {bundle.cure(spec)}")
+
+
+def _head(bundle: Bundle) -> dict[str, bytes]:
+    """The manifest and its hash: as they are on the disk, but for engines that were left out."""
+    if not bundle.damaged_engines:
+        return {name: (bundle.root / name).read_bytes() for name in (MANIFEST_NAME, MANIFEST_HASH_NAME)}
+    return manifest_files(bundle.manifest)
 
 
 class _HashingReader(io.RawIOBase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -10,16 +11,18 @@ from typing import TypeVar
 import msgspec
 
 from edgevqa.runtime.bundle_checks import (
+    COPY_AGAIN,
     MANIFEST_NAME,
     FileReport,
     check_recorded_hash,
     decode_manifest,
+    engine_cures,
     examine,
     raise_if_failed,
     read_manifest,
     verify_bundle,
 )
-from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.hashing import HashMemory, Meter, Progress, sha256_bytes
 from edgevqa.runtime.manifest import FileSpec, GraphSpec, Manifest, VariantSpec
 
@@ -39,6 +42,7 @@ class Bundle:
         self._check = check
         self._progress = progress
         self._checked: set[str] = set()
+        self._cures = engine_cures(root, manifest)
         self.damaged_engines: dict[str, str] = {}
         """Why a set of engines that the manifest on the disk names is not in `manifest`, by its key."""
 
@@ -54,23 +58,29 @@ class Bundle:
         if check:
             check_recorded_hash(root, data)
         bundle = cls(root, decode_manifest(data, where=str(root / MANIFEST_NAME)), check=check, progress=progress)
-        bundle._set_damaged_engines_aside()
-        for spec in bundle.manifest.files():
-            raise_if_failed(root, examine(root, spec))
+        bundle.set_damaged_engines_aside()
+        bundle._require_present(bundle.manifest.files())
         return bundle
 
-    def _set_damaged_engines_aside(self) -> None:
-        """Engines can be built again: a set that is not whole is left out of `manifest`, and why is kept."""
+    def set_damaged_engines_aside(self, *, hashes: bool = False) -> None:
+        """Engines can be built again: a set that is not whole is left out of `manifest`, and why is kept.
+
+        With `hashes` every byte of them counts; without, only that their files are there and as long as they should be.
+        """
         for key, entry in self.manifest.engines.items():
-            reports = [examine(self.root, spec) for spec in (entry.record, *entry.engines.values())]
-            failed = next((report for report in reports if not report.passed), None)
-            if failed is not None:
-                again = (
-                    f"Build them again: edgevqa build {self.root} --target {entry.target} --precision {entry.variant}"
-                )
-                self.damaged_engines[key] = f"The engines '{key}' of {self.root} are damaged: {failed.detail}. {again}"
+            try:
+                if hashes:
+                    self._require(entry.files())
+                else:
+                    self._require_present(entry.files())
+            except BundleError as error:
+                self.damaged_engines[key] = f"The engines '{key}' of {self.root} are damaged: {error}"
         whole = {key: entry for key, entry in self.manifest.engines.items() if key not in self.damaged_engines}
         self.manifest = msgspec.structs.replace(self.manifest, engines=whole)
+
+    def left_out(self) -> dict[str, str]:
+        """What to tell, by key, when a bundle or an archive is written without engines that were set aside."""
+        return {key: f"Left out: {why}" for key, why in self.damaged_engines.items()}
 
     def variant(self, name: str) -> VariantSpec:
         """The variant's entry. Raises `InputError` naming the variants there are."""
@@ -132,7 +142,9 @@ class Bundle:
         """The calibration's summary and observations, checked. Raises `InputError` where the bundle has none."""
         spec = self.manifest.calibration
         if spec is None:
-            raise InputError(f"{self.root} has no calibration. Make one: edgevqa calibrate {self.root} --data DATA")
+            raise InputError(
+                f"{self.root} has no calibration. Make one: edgevqa calibrate {shlex.quote(str(self.root))} --data DATA"
+            )
         self._require([spec.summary, spec.observations])
         return self.root / spec.summary.path, self.root / spec.observations.path
 
@@ -146,9 +158,17 @@ class Bundle:
         """Check size and hash of files that were not checked yet. Raises `BundleError`."""
         self._require(specs)
 
+    def cure(self, spec: FileSpec) -> str:
+        """What to do where the file is damaged: engines are built again, all else is copied again."""
+        return self._cures.get(spec.path, COPY_AGAIN)
+
     def verify(self, progress: Progress | None = None) -> list[FileReport]:
         """Read and hash every file anew, whatever is remembered; see `verify_bundle`."""
         return verify_bundle(self.root, progress)
+
+    def _require_present(self, specs: Iterable[FileSpec]) -> None:
+        for spec in specs:
+            raise_if_failed(self.root, examine(self.root, spec, cure=self.cure(spec)))
 
     def _require(self, specs: Iterable[FileSpec]) -> None:
         pending = [spec for spec in specs if spec.path not in self._checked]
@@ -159,7 +179,8 @@ class Bundle:
             return memory.hash_of(path, meter, name=name)
 
         for spec in pending:
-            raise_if_failed(self.root, examine(self.root, spec, hash_of if self._check else None))
+            known = hash_of if self._check else None
+            raise_if_failed(self.root, examine(self.root, spec, known, cure=self.cure(spec)))
             self._checked.add(spec.path)
 
 

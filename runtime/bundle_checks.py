@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -19,18 +20,23 @@ from edgevqa.runtime.paths import check_relative, confined, is_regular
 MANIFEST_NAME = "manifest.json"
 MANIFEST_HASH_NAME = "manifest.sha256"
 MANIFEST_LIMIT_BYTES = 64 << 20
+HASH_LIMIT_BYTES = 4096
 COPY_AGAIN = "Copy the bundle again, or export it again."
 
 Status = Literal["ok", "missing", "size", "hash", "outside", "unnamed", "unreadable"]
 
 
 class FileReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `verify_bundle` found for one file. `unnamed`: in the folder, not in the manifest; no failure."""
+    """What `verify_bundle` found for one file. `unnamed`: in the folder, not in the manifest; no failure.
+
+    `cure` says what to do about a failure.
+    """
 
     path: str
     status: Status
     detail: str
     size_bytes: int
+    cure: str = ""
 
     @property
     def passed(self) -> bool:
@@ -65,6 +71,12 @@ def check_manifest(manifest: Manifest, *, where: str) -> None:
             raise BundleError(
                 f"{where} names {spec.path} twice, with different hashes or sizes. Export the bundle again."
             )
+
+
+def manifest_files(manifest: Manifest) -> dict[str, bytes]:
+    """The manifest and its hash as a bundle keeps them, by file name."""
+    data = schema.encode(manifest)
+    return {MANIFEST_NAME: data, MANIFEST_HASH_NAME: f"{sha256_bytes(data)}  {MANIFEST_NAME}\n".encode("ascii")}
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -133,16 +145,36 @@ def check_recorded_hash(root: Path, data: bytes) -> None:
     if not is_regular(path):
         raise BundleError(f"{path} is missing; expected the SHA-256 of {MANIFEST_NAME}. {COPY_AGAIN}")
     try:
-        recorded = path.read_bytes()
+        with path.open("rb") as stream:
+            recorded = stream.read(HASH_LIMIT_BYTES)
     except OSError as error:
         raise unreadable(path, error) from error
     check_manifest_hash(data, recorded, where=str(root / MANIFEST_NAME))
 
 
-def examine(root: Path, spec: FileSpec, hash_of: Callable[[Path, str], str] | None = None) -> FileReport:
+def examine(
+    root: Path, spec: FileSpec, hash_of: Callable[[Path, str], str] | None = None, *, cure: str = COPY_AGAIN
+) -> FileReport:
     """What is true of one named file: its place, kind and size, and its hash where `hash_of` is given."""
     status, detail = _find_fault(root, spec, hash_of)
-    return FileReport(path=spec.path, status=status, detail=detail, size_bytes=spec.size_bytes)
+    return FileReport(
+        path=spec.path, status=status, detail=detail, size_bytes=spec.size_bytes, cure="" if status == "ok" else cure
+    )
+
+
+def build_line(root: Path, target: str, variant: str) -> str:
+    """The command that makes the engines of a variant anew."""
+    words = ("build", str(root), "--target", target, "--precision", variant)
+    return f"edgevqa {' '.join(map(shlex.quote, words))}"
+
+
+def engine_cures(root: Path, manifest: Manifest) -> dict[str, str]:
+    """What to do where a file of an engine set is damaged, by path: engines are built again, not copied or exported."""
+    return {
+        spec.path: f"Build the engines again: {build_line(root, entry.target, entry.variant)}"
+        for entry in manifest.engines.values()
+        for spec in entry.files()
+    }
 
 
 def _find_fault(root: Path, spec: FileSpec, hash_of: Callable[[Path, str], str] | None) -> tuple[Status, str]:
@@ -169,7 +201,7 @@ def raise_if_failed(root: Path, report: FileReport) -> None:
     if report.status == "outside":
         raise BundleError(report.detail)
     if not report.passed:
-        raise BundleError(f"{root / report.path} {report.detail}. {COPY_AGAIN}")
+        raise BundleError(f"{root / report.path} {report.detail}. {report.cure}")
 
 
 def verify_bundle(path: Path, progress: Progress | None = None) -> list[FileReport]:
@@ -183,7 +215,12 @@ def verify_bundle(path: Path, progress: Progress | None = None) -> list[FileRepo
     specs = manifest.files()
     meter = Meter(progress, sum(spec.size_bytes for spec in specs))
     reports = [_examine_manifest(path, data)]
-    reports += [examine(path, spec, lambda file, name: sha256_file(file, meter, name=name)) for spec in specs]
+    cures = engine_cures(path, manifest)
+
+    def hash_of(file: Path, name: str) -> str:
+        return sha256_file(file, meter, name=name)
+
+    reports += [examine(path, spec, hash_of, cure=cures.get(spec.path, COPY_AGAIN)) for spec in specs]
     known = {MANIFEST_NAME, MANIFEST_HASH_NAME} | {spec.path for spec in specs}
     for name in sorted(list_files(path) - known):
         size = (path / name).lstat().st_size
@@ -195,5 +232,5 @@ def _examine_manifest(root: Path, data: bytes) -> FileReport:
     try:
         check_recorded_hash(root, data)
     except BundleError as error:
-        return FileReport(path=MANIFEST_NAME, status="hash", detail=str(error), size_bytes=len(data))
+        return FileReport(path=MANIFEST_NAME, status="hash", detail=str(error), size_bytes=len(data), cure=COPY_AGAIN)
     return FileReport(path=MANIFEST_NAME, status="ok", detail="", size_bytes=len(data))

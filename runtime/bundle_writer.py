@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from edgevqa.runtime import manifest as schema
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_checks import (
-    MANIFEST_HASH_NAME,
-    MANIFEST_NAME,
     check_manifest,
     check_output,
     list_files,
+    manifest_files,
     read_manifest,
 )
 from edgevqa.runtime.errors import BundleError, InputError
@@ -54,7 +52,8 @@ class BundleWriter:
     def extend(cls, bundle: Bundle, *, needed_bytes: int | None = None) -> BundleWriter:
         """A writer that starts with all files of `bundle` (hard links where possible) and replaces it in `finish`.
 
-        Every file of `bundle` is checked on entering. `path` of a file that is there gives a fresh place for it, so
+        Every file of `bundle` is checked on entering, when engine sets that are damaged are taken out of its manifest
+        (`Bundle.left_out` tells). `path` of a file that is there gives a fresh place for it, so
         that what the old bundle holds never changes; files that the new manifest does not name are dropped.
         """
         writer = cls(bundle.root, overwrite=True, needed_bytes=needed_bytes)
@@ -115,17 +114,16 @@ class BundleWriter:
         check_manifest(manifest, where="The new manifest")
         self._drop_inherited(manifest)
         self._compare(manifest)
-        data = schema.encode(manifest)
-        (self.root / MANIFEST_NAME).write_bytes(data)
-        (self.root / MANIFEST_HASH_NAME).write_text(f"{sha256_bytes(data)}  {MANIFEST_NAME}\n", encoding="ascii")
-        self._check_base()
-        check_output(self.target, overwrite=self.overwrite)
-        self._staging.commit()
+        for name, data in manifest_files(manifest).items():
+            (self.root / name).write_bytes(data)
+        self._check_base()  # before the disk is made busy, and again when nobody else can change it
+        self._staging.commit(self._check_target)
         self._remember(manifest)
         return Bundle.open(self.target)
 
     def __enter__(self) -> BundleWriter:
-        with clear_write_errors(self.target, needed_bytes=self._needed_bytes):
+        in_place = self._base is not None
+        with clear_write_errors(self.target, needed_bytes=self._needed_bytes, in_place=in_place):
             check_output(self.target, overwrite=self.overwrite)
             try:
                 self._staging.__enter__()
@@ -141,7 +139,8 @@ class BundleWriter:
     ) -> None:
         self._staging.discard()
         if error is not None:
-            clear = explain_write_error(error, self.target, needed_bytes=self._needed_bytes)
+            in_place = self._base is not None
+            clear = explain_write_error(error, self.target, needed_bytes=self._needed_bytes, in_place=in_place)
             if clear is not None:
                 raise clear from error
 
@@ -150,6 +149,7 @@ class BundleWriter:
         if self._base is None:
             return
         self._base_sha256 = sha256_bytes(read_manifest(self._base.root))
+        self._base.set_damaged_engines_aside(hashes=True)  # else the command that builds them again would be refused
         self._base.require_files()
         for spec in self._base.manifest.files():
             path = self.path(spec.path)
@@ -188,6 +188,10 @@ class BundleWriter:
         if known is not None and _same(known[0], (self.root / relative).stat()):
             return known[1]
         return self.describe(relative)
+
+    def _check_target(self) -> None:
+        self._check_base()
+        check_output(self.target, overwrite=self.overwrite)
 
     def _check_base(self) -> None:
         if self._base is None:

@@ -12,7 +12,7 @@ import msgspec
 
 from edgevqa import __version__
 from edgevqa.runtime.errors import UnavailableError
-from edgevqa.runtime.machine import Machine, read_machine
+from edgevqa.runtime.machine import Machine, nvidia_driver, read_machine
 from edgevqa.runtime.sessions import BACKEND_VARIABLE, BACKENDS
 
 BASE_PACKAGES = ("msgspec", "numpy", "pillow", "platformdirs", "tokenizers", "typer")
@@ -33,8 +33,17 @@ EXCLUDES = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
 """The package that must go before an extra is installed, because both install the same files."""
 
 
+_JETPACKS = (
+    "sudo apt install tensorrt python3-libnvinfer, then make the environment with 'python3 -m venv "
+    "--system-site-packages', which sees them"
+)
+
+
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to run graphs. `problem` is set when its package is there but cannot be used."""
+    """One way to run graphs. `problem` is set when its package is there but cannot be used.
+
+    TensorRT's `devices` are the machine's GPUs; without one it answers nothing, and TensorRT-RTX alone still builds.
+    """
 
     name: str
     extra: str
@@ -109,13 +118,21 @@ def find_extra(name: str) -> Extra:
 
 def find_backends(machine: Machine) -> list[Backend]:
     """Every backend, there or not."""
-    on_gpu = machine.gpus or machine.jetson
+    rtx = _by_package("TensorRT-RTX", "tensorrt-rtx", "tensorrt-rtx", needs=("cuda-python",))
     return [
-        _onnxruntime("gpu" if on_gpu else "cpu"),
+        _onnxruntime("gpu" if machine.gpus and not machine.jetson else "cpu"),  # for Jetson there is no onnxruntime-gpu
         _openvino(),
         _tensorrt(machine),
-        _by_package("TensorRT-RTX", "tensorrt-rtx", "tensorrt-rtx", needs=("cuda-python",)),
+        rtx if rtx.version is None else msgspec.structs.replace(rtx, devices=_gpus(machine)),
     ]
+
+
+def _gpus(machine: Machine) -> list[str]:
+    if machine.gpus:
+        return [gpu.name for gpu in machine.gpus]
+    if machine.jetson is not None:
+        return [machine.jetson.model]
+    return ["a GPU that nvidia-smi does not show"] if nvidia_driver() else []
 
 
 def _onnxruntime(extra: str) -> Backend:
@@ -161,16 +178,24 @@ def _tensorrt(machine: Machine) -> Backend:
     version = (version_of("tensorrt") or "unknown") if there else None
     problem, install = None, None
     if not there:
-        library = "sudo apt install tensorrt python3-libnvinfer" if machine.jetson else "pip install tensorrt"
-        install = f"{library}, then {install_command('tensorrt')}"
+        install = f"{_JETPACKS if machine.jetson else 'pip install tensorrt'}, then {install_command('tensorrt')}"
     elif version_of("cuda-python") is None:
         problem, install = "cuda-python is missing", install_command("tensorrt")
-    return Backend(name="TensorRT", extra="tensorrt", version=version, devices=[], problem=problem, install=install)
+    devices = _gpus(machine) if there else []
+    return Backend(
+        name="TensorRT", extra="tensorrt", version=version, devices=devices, problem=problem, install=install
+    )
 
 
 def _backend_advice(machine: Machine, backends: list[Backend]) -> list[str]:
     advice = [f"{backend.name}: {backend.problem}." for backend in backends if backend.problem is not None]
-    usable = [backend for backend in backends if backend.version is not None and backend.problem is None]
+    usable = [
+        backend
+        for backend in backends
+        if backend.version is not None
+        and backend.problem is None
+        and (backend.devices or not backend.name.startswith("TensorRT"))
+    ]
     here = [row for row in BACKENDS.values() if row.installed() and row.has_device()]
     ours = [row.name for row in here if row.automatic and row.flavour is None]
     chosen = os.environ.get(BACKEND_VARIABLE)
@@ -178,17 +203,17 @@ def _backend_advice(machine: Machine, backends: list[Backend]) -> list[str]:
         advice.append(f"--backend auto is {chosen}, because {BACKEND_VARIABLE} says so.")
     elif len(ours) > 1:
         advice.append(f"--backend auto measures {' and '.join(ours)}, once for each bundle, and keeps the fastest.")
+    for_gpu = f"{install_command('gpu')}; or {install_command('tensorrt')} with TensorRT"
+    if machine.jetson:
+        for_gpu = f"{_JETPACKS}, then {install_command('tensorrt')}"
     if not usable:
-        extra = "gpu" if machine.gpus else "cpu"
-        advice.append(f"No backend can be used, so no question can be answered: {install_command(extra)}")
+        install = for_gpu if machine.jetson else install_command("gpu" if machine.gpus else "cpu")
+        advice.append(f"No backend can be used, so no question can be answered: {install}")
     runs_on_gpu = any(
         backend.name.startswith("TensorRT") or "CUDAExecutionProvider" in backend.devices for backend in usable
     )
-    if machine.gpus and usable and not runs_on_gpu:
-        advice.append(
-            f"There is a GPU ({machine.gpus[0].name}), but no backend for it: "
-            f"{install_command('gpu')}; or {install_command('tensorrt')} with TensorRT."
-        )
+    if (machine.gpus or machine.jetson) and usable and not runs_on_gpu:
+        advice.append(f"There is a GPU ({_gpus(machine)[0]}), but no backend for it: {for_gpu}.")
     return advice
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import build_line, unreadable
 from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.machine import Machine
 from edgevqa.runtime.manifest import Numerics, Precision, TensorSpec
-from edgevqa.runtime.plans import Version, read_header, readable_version
+from edgevqa.runtime.paths import check_relative
+from edgevqa.runtime.plans import PlanHeader, Version, read_header, readable_version
 from edgevqa.runtime.targets import Flavour
 
 FORMAT = 1
+RECORD_NAME = "engine.json"
+RECORD_LIMIT_BYTES = 64 << 20
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +43,8 @@ class GraphEngine(_Record, frozen=True, kw_only=True):
     """One engine, and what the strongly typed graph says of it.
 
     `high_layers` are the matrix products and normalisations that stay FP32 in an FP16 or INT8 engine; `high_operators`
-    counts all operators that do, by TensorRT's type.
+    counts all operators that do, by TensorRT's type. `fp32_layers` are the finished engine's own layers, fused as TensorRT
+    fused them, that give out FP32, as its inspector tells; None where no GPU could load it, or all is FP32.
 
     `weights_sha256` is that of the variant's external data, None where the graph holds its weights. `peak_memory_mb` is
     the building process's highest resident size, in MB of 10^6 bytes.
@@ -46,7 +52,7 @@ class GraphEngine(_Record, frozen=True, kw_only=True):
 
     file: str
     sha256: str
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     onnx_sha256: str
     weights_sha256: str | None
     profiles: list[Profile]
@@ -54,6 +60,7 @@ class GraphEngine(_Record, frozen=True, kw_only=True):
     outputs: list[TensorSpec]
     high_layers: list[str]
     high_operators: dict[str, int] = {}
+    fp32_layers: list[str] | None = None
     seconds: float
     peak_memory_mb: float
 
@@ -106,14 +113,36 @@ def encode_record(record: EngineRecord) -> bytes:
 
 
 def decode_record(data: bytes, *, where: str) -> EngineRecord:
-    """Read engine.json. Raises `BundleError` for what is broken, foreign or of another format."""
+    """Read engine.json. Raises `BundleError` for what is broken, foreign, of another format, or names files elsewhere."""
     try:
         record = msgspec.json.decode(data, type=EngineRecord)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{where} is no engine record: {error}. Build the engines again.") from error
     if record.format != FORMAT:
         raise BundleError(f"{where} has format {record.format}; this edgevqa reads {FORMAT}. Build the engines again.")
+    for engine in record.graphs.values():
+        check_relative(engine.file, where=where)
+        if "/" in engine.file:
+            raise BundleError(
+                f"{where} names the file {engine.file!r}; expected the name of a file beside it, such as 'x.engine'. "
+                "Do not use it: build the engines again."
+            )
     return record
+
+
+def read_record(path: Path) -> EngineRecord:
+    """The engine.json at `path`. Raises `BundleError` as `decode_record`, and for one that is far too big to be one."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(RECORD_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > RECORD_LIMIT_BYTES:
+        raise BundleError(
+            f"{path} is over {RECORD_LIMIT_BYTES:,} bytes; expected an {RECORD_NAME} that 'edgevqa build' wrote. "
+            "It was not read: give another file."
+        )
+    return decode_record(data, where=str(path))
 
 
 def here(machine: Machine) -> Here:
@@ -122,7 +151,8 @@ def here(machine: Machine) -> Here:
     return Here(
         os=platform.system().lower(),
         arch=machine.architecture,
-        compute_capability=gpu.compute_capability if gpu else _jetson_capability(machine),
+        # JetPack's nvidia-smi lists the GPU, and does not tell its capability
+        compute_capability=(gpu.compute_capability if gpu else None) or _jetson_capability(machine),
         device=gpu.name if gpu else None,
     )
 
@@ -137,7 +167,7 @@ def load_record(bundle: Bundle, key: str) -> EngineRecord:
     entry = _lookup(bundle.manifest.engines, key, bundle)
     path = bundle.root / entry.record.path
     bundle.require([entry.record])
-    return decode_record(path.read_bytes(), where=str(path))
+    return read_record(path)
 
 
 def check_record(record: EngineRecord, place: Here, *, where: str) -> None:
@@ -177,20 +207,67 @@ def check_engine(bundle: Bundle, key: str, graph: str, record: EngineRecord) -> 
         raise BundleError(f"{key} in {bundle.root} has no engine of '{graph}'. Build it again: edgevqa build")
     bundle.require([entry.engines[graph]])
     path = bundle.root / entry.engines[graph].path
-    header = read_header(path)
-    if (header.flavour, header.version) != (record.flavour, record.tensorrt_version):
-        raise BundleError(
-            f"{path} is a plan of {header.flavour} {readable_version(header.version)}; {entry.record.path} says "
-            f"{record.flavour} {readable_version(record.tensorrt_version)}. Build the engines again."
-        )
-    variant = bundle.variant(record.variant)
-    weights = None if variant.weights is None else variant.weights.sha256
-    if engine.onnx_sha256 != bundle.graph(record.variant, graph).file.sha256 or engine.weights_sha256 != weights:
-        raise BundleError(
-            f"{path} was built from another '{graph}' than variant '{record.variant}' has now. "
-            f"Build it again: edgevqa build {bundle.root} --target {record.target}"
-        )
+    fault = plan_fault(path, read_header(path), record) or stale_text(bundle, record, [graph])
+    if fault is not None:
+        raise BundleError(fault)
     return path
+
+
+def plan_fault(path: Path, header: PlanHeader, record: EngineRecord) -> str | None:
+    """What is wrong with a plan whose header says another flavour or version than its record; None where nothing is."""
+    if (header.flavour, header.version) == (record.flavour, record.tensorrt_version):
+        return None
+    return (
+        f"{path} is a plan of {header.flavour} {readable_version(header.version)}; its {RECORD_NAME} says "
+        f"{record.flavour} {readable_version(record.tensorrt_version)}. Build the engines again: edgevqa build BUNDLE "
+        f"--target {record.target} --precision {record.variant}"
+    )
+
+
+def stale_graphs(bundle: Bundle, record: EngineRecord) -> list[str]:
+    """The graphs whose engines were built from another graph or other weights than the bundle has now."""
+    variant = bundle.manifest.variants.get(record.variant)
+    if variant is None:
+        return list(record.graphs)
+    weights = None if variant.weights is None else variant.weights.sha256
+    now = {name: (graph.file.sha256, weights) for name, graph in variant.graphs.items()}
+    return [name for name, built in record.graphs.items() if now.get(name) != (built.onnx_sha256, built.weights_sha256)]
+
+
+def stale_text(bundle: Bundle, record: EngineRecord, graphs: Collection[str] | None = None) -> str | None:
+    """Says that engines are older than what they were built from, and what to do; None where they are not.
+
+    `graphs` are those that are asked about (None: all).
+    """
+    stale = [name for name in stale_graphs(bundle, record) if graphs is None or name in graphs]
+    if not stale:
+        return None
+    if record.variant not in bundle.manifest.variants:
+        return f"The engines for {record.target} are of variant '{record.variant}', which {bundle.root} no longer has."
+    which = f" ({', '.join(stale)})" if len(stale) < len(record.graphs) else ""
+    return (
+        f"The engines for {record.target}{which} were built from other graphs or weights than variant '{record.variant}' "
+        f"of {bundle.root} has now: they are not run. Build them again: "
+        f"{build_line(bundle.root, record.target, record.variant)}"
+    )
+
+
+def stale_engines(bundle: Bundle, variants: Collection[str] | None = None) -> dict[str, str]:
+    """Why engine sets cannot be run with what the bundle has now, and what to do, by their keys.
+
+    `variants`: sets of these alone. Those that are damaged are in `bundle.damaged_engines`.
+    """
+    found: dict[str, str] = {}
+    for key, entry in bundle.manifest.engines.items():
+        if variants is not None and entry.variant not in variants:
+            continue
+        try:
+            told = stale_text(bundle, load_record(bundle, key))
+        except BundleError as error:
+            told = str(error)
+        if told is not None:
+            found[key] = told
+    return found
 
 
 def capability_fits(record: EngineRecord, capability: str) -> bool:

@@ -71,6 +71,12 @@ class UnavailableError(EdgeVQAError):
     exit_code = 3
 
 
+def kind_of(exit_code: int) -> type[EdgeVQAError]:
+    """The branch of the tree that ends with `exit_code`: for errors that come from another process."""
+    branches = (CheckFailed, InputError, UnavailableError)
+    return next((kind for kind in branches if kind.exit_code == exit_code), EdgeVQAError)
+
+
 class NetworkError(UnavailableError):
     """A hub id whose files can neither be fetched nor found in the local cache."""
 

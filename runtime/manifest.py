@@ -10,6 +10,8 @@ import msgspec
 from edgevqa.runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
+CALIBRATION_KEY = "calibration_sha256"
+"""Of a recipe, which takes new keys without a new schema: every edgevqa that knows this one reads them."""
 
 Axis = int | str
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -76,6 +78,12 @@ class VariantSpec(_Record, frozen=True, kw_only=True):
         """The graphs of a quantised variant that were left float on purpose."""
         found = self.recipe.get("high_graphs")
         return [str(graph) for graph in found] if isinstance(found, list) else []
+
+    @property
+    def calibration_sha256(self) -> str | None:
+        """The calibration set that its numbers come from; None where there was none, or an older edgevqa made it."""
+        found = self.recipe.get(CALIBRATION_KEY)
+        return found if isinstance(found, str) else None
 
     @property
     def is_usual(self) -> bool:
@@ -230,6 +238,10 @@ class EngineSet(_Record, frozen=True, kw_only=True):
     record: FileSpec
     engines: dict[str, FileSpec]
 
+    def files(self) -> list[FileSpec]:
+        """The record first."""
+        return [self.record, *self.engines.values()]
+
 
 class Manifest(_Record, frozen=True, kw_only=True):
     """The whole of `manifest.json`.
@@ -271,7 +283,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         if self.calibration is not None:
             yield from (self.calibration.summary, self.calibration.observations)
         for engines in self.engines.values():
-            yield from (engines.record, *engines.engines.values())
+            yield from engines.files()
 
 
 class _Version(msgspec.Struct):

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import os
 import secrets
+import shlex
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
+from edgevqa.runtime.folder_lock import folder_lock
 
 FORGOTTEN_S = 24 * 3600
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -30,6 +32,7 @@ class Staging:
         self.needed_bytes = needed_bytes
         self.partial = self.target.parent / f".{self.target.name}.partial-{secrets.token_hex(4)}"
         self._made_parents: list[Path] = []
+        self._aside: Path | None = None
 
     def __enter__(self) -> Staging:
         self._check_kind()
@@ -45,18 +48,24 @@ class Staging:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
-    def commit(self) -> None:
-        """Flush the partial to the disk and rename it into place; an existing target is replaced."""
-        sync(self.partial)
-        if self.target.is_dir():
-            self._swap()
-        else:
-            self.partial.replace(self.target)
+    def commit(self, check: Callable[[], None] | None = None) -> None:
+        """Flush the partial to the disk and rename it into place; an existing target is replaced.
+
+        `check` may refuse that, by raising. It is called last, while no other process that has a `check` can replace
+        anything beside the target, so that what it found still holds when the names change.
+        """
+        sync(self.partial)  # takes long: not within the lock
+        with contextlib.nullcontext() if check is None else folder_lock(self.target.parent):
+            if check is not None:
+                check()
+            self._put_in_place()
         self._made_parents = []
+        self._remove_aside()
         sync_folder(self.target.parent)
 
     def discard(self) -> None:
-        """Remove the partial and the parents made for it. Does nothing after `commit`."""
+        """Remove the partial and the parents made for it, and what was replaced. Does nothing after `commit`."""
+        self._remove_aside()
         remove(self.partial)
         for parent in reversed(self._made_parents):
             with contextlib.suppress(OSError):
@@ -98,9 +107,13 @@ class Staging:
                 f"{readable_bytes(free_bytes)} free. Free some space, or write to another disk."
             )
 
-    def _swap(self) -> None:
-        """Replace an existing folder: it is moved aside whole, and deleted once the new one stands in its place."""
+    def _put_in_place(self) -> None:
+        """Rename the partial; a folder that it replaces is moved aside whole."""
+        if not self.target.is_dir():
+            self.partial.replace(self.target)
+            return
         aside = self.target.parent / f".{self.target.name}.old-{secrets.token_hex(4)}"
+        self._aside = aside
         try:
             self.target.rename(aside)
             self.partial.rename(self.target)
@@ -108,11 +121,12 @@ class Staging:
             if aside.exists() and not self.target.exists():
                 aside.rename(self.target)
             raise
-        try:
-            remove(aside)
-        except BaseException:
-            remove(aside)  # interrupted, but the new one stands: finish the cleaning
-            raise
+
+    def _remove_aside(self) -> None:
+        """Delete the folder that was replaced, once the new one stands in its place; `discard` does where this was stopped."""
+        if self._aside is not None and self.target.exists():
+            remove(self._aside)
+            self._aside = None
 
 
 def _last_written(path: Path) -> float:
@@ -121,12 +135,13 @@ def _last_written(path: Path) -> float:
     return max(each.lstat().st_mtime for each in (path, *below))
 
 
-def check_place(target: Path) -> None:
+def check_place(target: Path, *, in_place: bool = False) -> None:
     """Raise `InputError` or `UnavailableError` where no file can be written to `target`: before work that takes long.
 
-    One is written beside it, in folders that are made for it, and all of that is removed again.
+    One is written beside it, in folders that are made for it, and all of that is removed again. `in_place` as in
+    `explain_write_error`.
     """
-    with clear_write_errors(target), Staging(target) as staging:
+    with clear_write_errors(target, in_place=in_place), Staging(target) as staging:
         staging.partial.touch()
 
 
@@ -174,22 +189,27 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def clear_write_errors(target: Path, *, needed_bytes: int | None = None) -> Generator[None, None, None]:
+def clear_write_errors(
+    target: Path, *, needed_bytes: int | None = None, in_place: bool = False
+) -> Generator[None, None, None]:
     """Turn what `explain_write_error` knows into its clear error; everything else passes through."""
     try:
         yield
     except Exception as error:
-        clear = explain_write_error(error, target, needed_bytes=needed_bytes)
+        clear = explain_write_error(error, target, needed_bytes=needed_bytes, in_place=in_place)
         if clear is None:
             raise
         raise clear from error
 
 
-def explain_write_error(error: BaseException, target: Path, *, needed_bytes: int | None = None) -> EdgeVQAError | None:
+def explain_write_error(
+    error: BaseException, target: Path, *, needed_bytes: int | None = None, in_place: bool = False
+) -> EdgeVQAError | None:
     """A clear error for a full disk (`UnavailableError`) or a place that cannot be written (`InputError`), else None.
 
     A full disk is recognised in what other exceptions say and were caused by. Permission errors about files elsewhere
-    (an input, say) are not explained.
+    (an input, say) are not explained. `in_place`: the target is what the command was given to add to, and no output of
+    which another could be named.
     """
     real = Path(os.path.realpath(target))
     if isinstance(error, EdgeVQAError):
@@ -200,8 +220,17 @@ def explain_write_error(error: BaseException, target: Path, *, needed_bytes: int
     # what /proc and folders that were deleted say to a new file; of a file within the partial it would be a bug
     nowhere = isinstance(error, FileNotFoundError) and _is_output(error, real, within=False)
     if isinstance(error, OSError) and (unwritable or nowhere):
-        return InputError(f"{real} cannot be written: {error.strerror}. Give an output that you may write to.")
+        return _not_writable(real, error.strerror, in_place=in_place)
     return None
+
+
+def _not_writable(target: Path, why: str | None, *, in_place: bool) -> InputError:
+    if not in_place:
+        return InputError(f"{target} cannot be written: {why}. Give an output that you may write to.")
+    return InputError(
+        f"{target} cannot be added to: a new one is written beside it, in {target.parent}, which says: {why}. Copy it to "
+        f"a folder that you may write to, and give the copy: cp -r {shlex.quote(str(target))} FOLDER"
+    )
 
 
 def _is_disk_full(error: BaseException) -> bool:

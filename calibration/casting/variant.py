@@ -10,7 +10,7 @@ from edgevqa.calibration.casting.boundaries import plan_boundaries
 from edgevqa.calibration.casting.cast import CastReport, cast_graph
 from edgevqa.calibration.casting.plan import MARGIN, CastOptions, CastPrecision
 from edgevqa.calibration.describe import graph_spec
-from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics
+from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics, origin
 from edgevqa.calibration.reading import load_graph
 from edgevqa.calibration.weights import SharedWeights
 from edgevqa.runtime.bundle import Bundle
@@ -69,7 +69,7 @@ def write_cast_variant(
         numerics=precision,
         weights=writer.describe(f"{folder}/weights.data"),
         graphs=graphs,
-        recipe={"source": VARIANT, "margin": margin},
+        recipe={**origin(bundle, statistics), "margin": margin},
         report=writer.add_bytes(encode_report(report), f"calibration/{precision}.json"),
     )
 

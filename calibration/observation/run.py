@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import ConfigError, require
 from edgevqa.runtime.manifest import CalibrationSpec
 from edgevqa.runtime.questions import Questions
-from edgevqa.runtime.staging import clear_write_errors, refuse_mount
+from edgevqa.runtime.staging import check_place, clear_write_errors
 
 if TYPE_CHECKING:
     from edgevqa.calibration.observation.collect import Collected
@@ -58,13 +58,15 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class Calibrated:
     """The bundle with its calibration, what was seen, and how long it took.
 
-    `resumed_samples` were observed by an earlier run that was interrupted.
+    `resumed_samples` were observed by an earlier run that was interrupted. `left_out` tells of damaged engines that the
+    bundle no longer has.
     """
 
     bundle: Bundle
     summary: Summary
     resumed_samples: int
     seconds: float
+    left_out: list[str] = field(default_factory=list)
 
 
 def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Report | None = None) -> Calibrated:
@@ -84,7 +86,7 @@ def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Rep
     started = time.perf_counter()
     advance("check files", 0, 1)
     bundle = Bundle.open(bundle_path)
-    refuse_mount(bundle.root)  # before the work, not at its end
+    check_place(bundle.root, in_place=True)  # before the work, not at its end
     bundle.require_files(VARIANT)
     chosen = pick_samples(
         open_dataset(options.data),
@@ -107,13 +109,14 @@ def calibrate(bundle_path: str | Path, options: CalibrateOptions, *, report: Rep
         dataset=dataset_name(options.data),
         advance=lambda: advance("find ranges", next(numbers), steps),
     )
-    bundle = _add(bundle, chosen, collected, summary)
+    added = _add(bundle, chosen, collected, summary)
     saved.discard()
     return Calibrated(
-        bundle=bundle,
+        bundle=added,
         summary=summary,
         resumed_samples=collected.resumed_samples,
         seconds=time.perf_counter() - started,
+        left_out=list(bundle.left_out().values()),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import BundleError, InputError
+from edgevqa.runtime.manifest import CALIBRATION_KEY
 
 FORMAT = 1
 VARIANT = "fp32"
@@ -111,6 +113,12 @@ def load_statistics(bundle: Bundle) -> dict[str, GraphStatistics]:
         raise BundleError(f"{path} is damaged: {error}. {_again(bundle)}") from error
 
 
+def origin(bundle: Bundle, statistics: Mapping[str, GraphStatistics]) -> dict[str, str]:
+    """What the recipe of a variant says of where its numbers come from, which a later calibration does not change."""
+    calibration = bundle.manifest.calibration if statistics else None
+    return {"source": VARIANT, **({CALIBRATION_KEY: calibration.sha256} if calibration else {})}
+
+
 def _check(meta: _Meta, bundle: Bundle) -> None:
     if meta.format != FORMAT:
         raise InputError(f"The calibration of {bundle.root} is of format {meta.format}, not {FORMAT}. {_again(bundle)}")
@@ -119,7 +127,7 @@ def _check(meta: _Meta, bundle: Bundle) -> None:
 
 
 def _again(bundle: Bundle) -> str:
-    return f"Calibrate again: edgevqa calibrate {bundle.root} --data DATA"
+    return f"Calibrate again: edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA"
 
 
 def _pack(tensor: TensorStatistics, key: str, arrays: dict[str, NDArray[Any]]) -> _TensorMeta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 import msgspec
@@ -100,7 +101,8 @@ def read_summary(bundle: Bundle) -> Summary:
         return msgspec.json.decode(path.read_bytes(), type=Summary)
     except msgspec.MsgspecError as error:
         raise BundleError(
-            f"{path} is no calibration summary: {error}. Calibrate again: edgevqa calibrate {bundle.root} --data DATA"
+            f"{path} is no calibration summary: {error}. "
+            f"Calibrate again: edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA"
         ) from error
 
 

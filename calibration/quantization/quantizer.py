@@ -16,7 +16,7 @@ from edgevqa.calibration.casting.plan import CastOptions
 from edgevqa.calibration.casting.tables import store_tables
 from edgevqa.calibration.describe import graph_spec
 from edgevqa.calibration.linears import Linear, find_linears
-from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics
+from edgevqa.calibration.observation.statistics import VARIANT, GraphStatistics, origin
 from edgevqa.calibration.quantization.blocks import FloatGraph
 from edgevqa.calibration.quantization.formats import FORMATS
 from edgevqa.calibration.quantization.plan import LayerPlan, make_plan
@@ -81,6 +81,7 @@ class Quantizer:
     ) -> None:
         """Chooses smoothing, ranges and weight scales from the captured rows (minutes for a ViT-L on two cores)."""
         self.recipe = recipe
+        self._origin = origin(bundle, statistics)
         self.format = FORMATS[recipe.numerics]
         self._bundle = bundle
         self._paths = {name: bundle.graph_path(VARIANT, name) for name in bundle.variant(VARIANT).graphs}
@@ -155,7 +156,7 @@ class Quantizer:
             numerics=self.recipe.numerics,
             weights=writer.describe(f"{folder}/weights.data"),
             graphs=graphs,
-            recipe={"source": VARIANT, **self.recipe.to_json(), "high": sorted(high)},
+            recipe={**self._origin, **self.recipe.to_json(), "high": sorted(high)},
         )
         return spec, written
 

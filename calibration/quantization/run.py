@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from edgevqa.calibration.quantization.names import DECODER, ENCODERS
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import InputError, require
 from edgevqa.runtime.manifest import VariantSpec
-from edgevqa.runtime.staging import refuse_mount
+from edgevqa.runtime.staging import check_place
 from edgevqa.runtime.targets import target
 
 if TYPE_CHECKING:
+    from edgevqa.calibration.observation.run import Calibrated
     from edgevqa.calibration.quantization.answer_check import AnswerCheck
     from edgevqa.calibration.quantization.variant_report import VariantReport
 
@@ -143,17 +145,19 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
     advance = report or (lambda what, done, total: None)
     bundle = Bundle.open(bundle_path)
     _refuse_absent(bundle, options)
-    refuse_mount(bundle.root)  # before the work, not at its end
+    check_place(bundle.root, in_place=True)  # before the work, not at its end
+    left_out: list[str] = []
     calibrated = bundle.manifest.calibration is None and not _weights_alone(bundle, options)
     if calibrated:
-        bundle = _calibrate(bundle, options, advance)
+        done = _calibrate(bundle, options, advance)
+        bundle, left_out = done.bundle, done.left_out
     made, warnings = write_variants(bundle, options, advance)
     return Quantized(
         bundle=Bundle.open(bundle_path),
         variants=made,
         float_size_bytes=bundle.manifest.variants["fp32"].size_bytes,
         calibrated=calibrated,
-        warnings=warnings,
+        warnings=[*left_out, *warnings],
         seconds=time.perf_counter() - started,
     )
 
@@ -170,7 +174,7 @@ def _refuse_absent(bundle: Bundle, options: QuantizeOptions) -> None:
             )
 
 
-def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Bundle:
+def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Calibrated:
     """The bundle with a calibration from a part of the data that leaves the rest to check with."""
     from edgevqa.calibration.observation.run import CalibrateOptions, calibrate
     from edgevqa.evaluation.datasets.registry import open_dataset
@@ -178,13 +182,13 @@ def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Bund
     if options.data is None:
         raise InputError(
             f"{bundle.root} has no calibration, which --precision {options.precision} needs. Make one: "
-            f"edgevqa calibrate {bundle.root} --data DATA. Or give --data DATA here, and it is made first."
+            f"edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA. Or give --data DATA here, and it is made first."
         )
     size = len(open_dataset(options.data))
     chosen = CalibrateOptions(
         data=options.data, samples=max(1, min(512, size * 3 // 4)), seed=options.seed, threads=options.threads
     )
-    return calibrate(bundle.root, chosen, report=report).bundle
+    return calibrate(bundle.root, chosen, report=report)
 
 
 def _weights_alone(bundle: Bundle, options: QuantizeOptions) -> bool:

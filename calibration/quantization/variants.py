@@ -29,11 +29,14 @@ from edgevqa.calibration.search.search import USUAL_DROP, MixedResult, SearchOpt
 from edgevqa.evaluation.datasets.registry import open_dataset
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
+from edgevqa.runtime.engines import stale_engines
 from edgevqa.runtime.errors import CheckFailed, InputError
-from edgevqa.runtime.manifest import Manifest, Numerics, VariantSpec
+from edgevqa.runtime.manifest import CALIBRATION_KEY, Manifest, Numerics, VariantSpec
 from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.targets import Target, target
 
+SHA256_DIGITS = 64
+_NAMES = {CALIBRATION_KEY: "the calibration set"}
 WANTED_AGREEMENT = 99.0  # percent; below it a variant is published with a warning
 _BITS: dict[LanguageMode, WeightBits] = {"weight-int8": "int8", "weight-int4": "int4"}
 Report = Callable[[str, int, int], None]
@@ -64,8 +67,9 @@ def write_variants(
     with BundleWriter.extend(bundle) as writer:
         made = [run.write(writer, job) for job in jobs] or [run.cast(writer)]
         variants = {**bundle.manifest.variants, **{variant.name: variant.spec for variant in made}}
-        writer.finish(msgspec.structs.replace(bundle.manifest, variants=variants))
-    return made, [*warnings, *_replaced(bundle, made)]
+        written = writer.finish(msgspec.structs.replace(bundle.manifest, variants=variants))
+    stale = stale_engines(written, [variant.name for variant in made])
+    return made, [*warnings, *_replaced(bundle, made), *bundle.left_out().values(), *stale.values()]
 
 
 def wanted_numerics(bundle: Bundle, options: QuantizeOptions) -> dict[Numerics, list[Target]]:
@@ -246,6 +250,13 @@ def _replaced(bundle: Bundle, made: Sequence[QuantizedVariant]) -> list[str]:
         before, now = {} if old is None else old.recipe, variant.spec.recipe
         changed = [key for key in before if key in now and before[key] != now[key] and key not in ("high", "max_opset")]
         if changed:
-            told = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in changed)
+            told = ", ".join(
+                f"{_NAMES.get(key, key)} {_short(before[key])} (now {_short(now[key])})" for key in changed
+            )
             found.append(f"{variant.name} was there already, made with {told}: it was replaced.")
     return found
+
+
+def _short(value: object) -> object:
+    """A hash by its first digits; all else as it is."""
+    return value[:12] if isinstance(value, str) and len(value) == SHA256_DIGITS else value

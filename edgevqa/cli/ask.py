@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.ask_options import needs_no_words, note_ignored, refuse_options
 from edgevqa.cli.loading import load_pipeline
 from edgevqa.cli.output import note, print_json, print_table, print_text
@@ -31,7 +31,7 @@ class _Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: shared.BundleArgument,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file.")],
     questions: Annotated[
         list[str] | None,
@@ -56,12 +56,10 @@ def ask(
     top_k: Annotated[
         int | None, typer.Option(metavar="N", help="Of a classifier: how many labels to score. Default: 5.")
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    precision: shared.PrecisionOption = None,
+    backend: shared.FastestOption = "auto",
+    threads: shared.ThreadsOption = 0,
+    no_verify: shared.NoVerifyOption = False,
 ) -> None:
     """Answer questions about a picture.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
 from edgevqa.runtime.benchmark import LatencyReport, Spread, measure
 from edgevqa.runtime.profiling import LayerTime, ProfileReport, profile
@@ -16,16 +16,14 @@ LONGEST_TABLE = 40
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: shared.BundleArgument,
     runs: Annotated[int, typer.Option(metavar="N", help="First and next answers to time.")] = 20,
     warm_up: Annotated[int, typer.Option(metavar="N", help="Untimed runs before.")] = 3,
     profile_layers: Annotated[bool, typer.Option("--profile", help="The time of each layer instead.")] = False,
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    precision: shared.PrecisionOption = None,
+    backend: shared.FastestOption = "auto",
+    threads: shared.ThreadsOption = 0,
+    no_verify: shared.NoVerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the figures as JSON.")] = False,
 ) -> None:
     """Measure latency without a data set: every graph, the first answer on a picture and the next one.

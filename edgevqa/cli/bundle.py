@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from edgevqa.cli.app import add_command, make_app
 from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
 from edgevqa.runtime import archive
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.bundle_checks import FileReport, verify_bundle
+from edgevqa.runtime.bundle_checks import COPY_AGAIN, FileReport, verify_bundle
 from edgevqa.runtime.errors import CheckFailed
 from edgevqa.runtime.staging import readable_bytes
 
@@ -38,7 +39,7 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     if failed:
         raise CheckFailed(
             f"{bundle}: {len(failed)} of {len(reports)} files failed: {', '.join(report.path for report in failed)}. "
-            "Copy the bundle again, or export it again."
+            f"{_cures(failed)}"
         )
 
 
@@ -52,7 +53,7 @@ def pack(
 ) -> None:
     """Write a bundle into one file, to copy to a board.
 
-    The same bundle always gives the same bytes.
+    The same bundle always gives the same bytes. Engines that are damaged are left out, which is said.
 
     Example:
       edgevqa bundle pack bundle -o vqa.edgevqa.tar
@@ -61,12 +62,14 @@ def pack(
     target = output if output is not None else Path(bundle.resolve().name + archive.ARCHIVE_SUFFIX)
     with progress_bar("Packing") as progress:
         packed = archive.pack(opened, target, overwrite=overwrite, progress=progress)
-    size_bytes = packed.stat().st_size
+    size_bytes, left_out = packed.stat().st_size, list(opened.left_out().values())
+    for each in left_out:
+        note(f"warning: {each}")
     if as_json:
-        print_json({"file": str(packed), "size_bytes": size_bytes})
+        print_json({"file": str(packed), "size_bytes": size_bytes, "left_out": left_out})
     else:
         print_text(f"{packed}: {readable_bytes(size_bytes)}")
-        note(f"Unpack it with: edgevqa bundle unpack {packed.name}")
+        note(f"Unpack it with: edgevqa bundle unpack {shlex.quote(packed.name)}")
 
 
 def unpack(
@@ -97,6 +100,11 @@ def unpack(
 def _default_folder(file: Path) -> Path:
     name = file.name.removesuffix(archive.ARCHIVE_SUFFIX)
     return Path(name if name != file.name else f"{file.stem}.bundle")
+
+
+def _cures(failed: list[FileReport]) -> str:
+    """What to do about the files, each thing once; commands last, each on a line of its own."""
+    return "\n".join(sorted({report.cure for report in failed}, key=lambda cure: (cure != COPY_AGAIN, cure)))
 
 
 def _print_reports(reports: list[FileReport]) -> None:

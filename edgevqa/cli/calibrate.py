@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
 from edgevqa.cli.row_text import counted
 from edgevqa.runtime.errors import require
@@ -43,7 +44,7 @@ def calibrate(
         ),
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="0: as many as the backend likes.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Run a bundle's model on real questions and note its ranges, for `quantize`.
 
@@ -64,7 +65,7 @@ def calibrate(
     options = CalibrateOptions(data=data, samples=samples, seed=seed, method=method, threads=threads)
     with sample_bar("Calibrating") as report:
         done = run_calibrate(bundle, options, report=report)
-    for warning in done.summary.warnings:
+    for warning in [*done.summary.warnings, *done.left_out]:
         note(f"warning: {warning}")
     if as_json:
         print_json(_as_json(done, bundle))

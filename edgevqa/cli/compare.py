@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import count_bar, note, print_json, print_table, print_text, progress_bar
 from edgevqa.cli.row_text import counted, interval, milliseconds, number
-from edgevqa.evaluation.comparing import CompareOptions, Comparison
+from edgevqa.evaluation.comparing import CompareOptions, Comparison, worst_of
 from edgevqa.evaluation.comparing import compare as run
 from edgevqa.evaluation.rows import Row, numbers_of
-from edgevqa.runtime.errors import CheckFailed, ConfigError, EdgeVQAError
+from edgevqa.runtime.errors import CheckFailed, ConfigError
 from edgevqa.runtime.staging import Staging, clear_write_errors
 
 IDENTITY = ("bundle", "precision", "variant", "numerics", "backend", "dataset")
@@ -23,18 +24,18 @@ IDENTITY = ("bundle", "precision", "variant", "numerics", "backend", "dataset")
 
 def compare(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="The bundles' folders.")],
-    data: Annotated[str, typer.Option(metavar="DATA", help="easy-vqa:test, scenes:7:5000, a file or a folder.")],
+    data: shared.DataOption,
     precisions: Annotated[
         str | None, typer.Option(metavar="P,P", help="Precisions or variants. Default: every precision it has, once.")
     ] = None,
     backends: Annotated[
         str, typer.Option(metavar="B,B", help="auto: each precision's fastest here. all: every installed one.")
     ] = "auto",
-    samples: Annotated[int | None, typer.Option(metavar="N", help="Questions to ask. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the samples, and the timed ones.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    max_batch: Annotated[int, typer.Option(metavar="N", help="Questions answered at once for accuracy.")] = 8,
-    latency_runs: Annotated[int, typer.Option(metavar="N", help="Single questions to time. 0: none.")] = 100,
+    samples: shared.SamplesOption = None,
+    seed: shared.SeedOption = 0,
+    threads: shared.ThreadsOption = 0,
+    max_batch: shared.MaxBatchOption = 8,
+    latency_runs: shared.LatencyRunsOption = 100,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
     table: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write every figure as CSV.")] = None,
     fail_if: Annotated[
@@ -119,7 +120,7 @@ def _judge(found: Comparison) -> None:
     if held:
         raise CheckFailed("\n".join([f"--fail-if: {text}" for text in held] + missing))
     if missing:
-        raise EdgeVQAError("\n".join(missing))
+        raise worst_of(found.failed)("\n".join(missing))
 
 
 def print_comparison(found: Comparison) -> None:

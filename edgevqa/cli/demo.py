@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,14 +42,14 @@ def demo(
     if not fast:
         _build(bundle)
         _compare(bundle, output / "report.html")
-    print_text(f'\nAsk it yourself: edgevqa ask {bundle} PICTURE "QUESTION" --precision int8')
+    print_text(f'\nAsk it yourself: edgevqa ask {_quoted(bundle)} PICTURE "QUESTION" --precision int8')
 
 
 def _export(bundle: Path, fast: bool) -> None:
     from edgevqa.export.options import ExportOptions
     from edgevqa.export.run import export
 
-    print_text(f"1. Export: edgevqa export reference -o {bundle}")
+    print_text(f"1. Export: edgevqa export reference -o {_quoted(bundle)}")
     with step_bar("Exporting") as report:
         exported = export("reference", bundle, ExportOptions(verify=not fast, overwrite=True), report=report)
     print_exported(exported, bundle)
@@ -81,12 +82,12 @@ def _quantize(bundle: Path, fast: bool) -> None:
     from edgevqa.calibration import CalibrateOptions, QuantizeOptions, calibrate, quantize
     from edgevqa.cli.quantize import print_variant
 
-    print_text(f"\n3. Calibrate: edgevqa calibrate {bundle} --data {CALIBRATED_WITH} --samples 256")
+    print_text(f"\n3. Calibrate: edgevqa calibrate {_quoted(bundle)} --data {CALIBRATED_WITH} --samples 256")
     with sample_bar("Calibrating") as advance:
         calibrated = calibrate(bundle, CalibrateOptions(data=CALIBRATED_WITH, samples=256), report=advance)
     print_text(f"256 questions observed in {calibrated.seconds:.0f} s")
     targets = ("cpu", *(("openvino",) if _installed("openvino") else ()), *(("rtx",) if _engines(fast) else ()))
-    print_text(f"\n4. Quantise: edgevqa quantize {bundle} --precision int8 --target {','.join(targets)}")
+    print_text(f"\n4. Quantise: edgevqa quantize {_quoted(bundle)} --precision int8 --target {','.join(targets)}")
     options = QuantizeOptions(precision="int8", targets=targets, data=CALIBRATED_WITH)
     with sample_bar("Quantising") as advance:
         done = quantize(bundle, options, report=advance)
@@ -103,7 +104,7 @@ def _build(bundle: Path) -> None:
     from edgevqa.export.engine.build import build
     from edgevqa.export.engine.options import BuildOptions
 
-    print_text(f"\n5. Build engines, which needs no GPU: edgevqa build {bundle} --target rtx --precision int8")
+    print_text(f"\n5. Build engines, which needs no GPU: edgevqa build {_quoted(bundle)} --target rtx --precision int8")
     with step_bar("Building") as report:
         built = build(bundle, BuildOptions(target="rtx", precision="int8"), report=report)
     print_built(built)
@@ -114,8 +115,8 @@ def _compare(bundle: Path, page: Path) -> None:
     from edgevqa.evaluation import CompareOptions, compare
 
     drawn = _installed("matplotlib") and _installed("jinja2")
-    shown = f" --report {page}" if drawn else ""
-    print_text(f"\n6. Compare: edgevqa compare {bundle} --data {COMPARED_ON} --precisions fp32,int8{shown}")
+    shown = f" --report {_quoted(page)}" if drawn else ""
+    print_text(f"\n6. Compare: edgevqa compare {_quoted(bundle)} --data {COMPARED_ON} --precisions fp32,int8{shown}")
     options = CompareOptions(data=COMPARED_ON, precisions=("fp32", "int8"), backends=("all",), latency_runs=50)
     with count_bar() as advance:
         found = compare([bundle], options, advance=advance)
@@ -125,6 +126,10 @@ def _compare(bundle: Path, page: Path) -> None:
 
         write_report(found, page)
         print_text(f"Open {page} in a browser: it shows every question whose answer changed.")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _installed(module: str) -> bool:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
-import typer
-
+from edgevqa.cli import shared
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.doctor import Backend, Diagnosis, Extra, diagnose
 from edgevqa.runtime.machine import Machine
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
-) -> None:
+def doctor(as_json: shared.JsonOption = False) -> None:
     """Show what this machine has, and what to install.
 
     Example:
@@ -60,7 +56,10 @@ def _memory(machine: Machine) -> str:
 
 
 def _backend_row(backend: Backend) -> tuple[str, str, str, str]:
-    return backend.name, backend.version or "missing", ", ".join(backend.devices), backend.install or ""
+    devices = ", ".join(backend.devices)
+    if backend.version is not None and not backend.devices:
+        devices = "none: builds only" if backend.extra == "tensorrt-rtx" else "none"
+    return backend.name, backend.version or "missing", devices, backend.install or ""
 
 
 def _extra_row(extra: Extra) -> tuple[str, str, str, str]:

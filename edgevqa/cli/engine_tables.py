@@ -7,24 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
-from edgevqa.runtime.engines import EngineRecord, GraphEngine, Profile, check_record, decode_record, here
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import MANIFEST_NAME, decode_manifest, read_manifest
+from edgevqa.runtime.engines import (
+    RECORD_NAME,
+    EngineRecord,
+    GraphEngine,
+    Profile,
+    check_record,
+    here,
+    plan_fault,
+    read_record,
+    stale_text,
+)
 from edgevqa.runtime.errors import BundleError, CheckFailed, EdgeVQAError, UnavailableError
 from edgevqa.runtime.hashing import sha256_file
 from edgevqa.runtime.machine import read_machine
 from edgevqa.runtime.plans import PlanHeader, is_plan, read_whole, readable_version
 from edgevqa.runtime.staging import readable_bytes
 
-RECORD_NAME = "engine.json"
 _AGAIN = "Copy it again, or build it again: edgevqa build BUNDLE --target TARGET"
+LAYERS_SHOWN = 4
+_BUNDLE_ABOVE = 3  # engines/TARGET/VARIANT/engine.json: the bundle is three folders above the one it lies in
 _WORST_FIRST: tuple[type[EdgeVQAError], ...] = (BundleError, CheckFailed, UnavailableError)
 
 
 def inspect_engine_file(path: Path, *, as_json: bool) -> None:
     """Print what a plan or an engine.json says, and of an engine.json how the engines beside it are that it names.
 
-    Raises `BundleError` for any other file and for a plan that was cut off, `CheckFailed` where a plan is missing or not
-    the one that its engine.json names, `UnavailableError` where engines do not fit this machine. Where several apply, all
-    are told by the first of these.
+    Raises `BundleError` for any other file and for a plan that was cut off, `CheckFailed` where a plan is missing, not
+    the one that its engine.json names, or of other weights than the bundle around it has now, `UnavailableError` where
+    engines do not fit this machine. Where several apply, all are told by the first of these.
     """
     if path.suffix == ".json" and not is_plan(path):
         _inspect_record(path, as_json=as_json)
@@ -33,35 +46,51 @@ def inspect_engine_file(path: Path, *, as_json: bool) -> None:
 
 
 def _inspect_record(path: Path, *, as_json: bool) -> None:
-    record = decode_record(path.read_bytes(), where=str(path))
+    record = read_record(path)
     fit = _fit(record, path)
-    files = {name: _examine(path.parent / engine.file, engine) for name, engine in record.graphs.items()}
+    files = {name: _examine(path.parent / engine.file, engine, record) for name, engine in record.graphs.items()}
+    stale = _stale(path, record)
     if as_json:
-        print_json(
-            {"record": record, "file_hashes": {name: file.told for name, file in files.items()}, **fit.as_json()}
-        )
+        told = {name: file.told for name, file in files.items()}
+        print_json({"record": record, "file_hashes": told, "stale": stale, **fit.as_json()})
     else:
         _print_record(str(path), record)
         if files and not any(file.wrong for file in files.values()):
             print_text("Every engine that it names lies beside it, as recorded.")
-    _end([file.wrong for file in files.values() if file.wrong], fit, quiet=as_json)
+    wrong = [file.wrong for file in files.values() if file.wrong]
+    _end(wrong + ([CheckFailed(stale)] if stale else []), fit, quiet=as_json)
 
 
 def _inspect_plan(path: Path, *, as_json: bool) -> None:
     header = read_whole(path)
     beside = path.parent / RECORD_NAME
-    record = decode_record(beside.read_bytes(), where=str(beside)) if beside.is_file() else None
+    record = read_record(beside) if beside.is_file() else None
     engine = None if record is None else record.graphs.get(path.stem)
-    file = _File("not recorded") if engine is None else _examine(path, engine)
+    file = _File("not recorded") if record is None or engine is None else _examine(path, engine, record)
+    stale = None if record is None else _stale(beside, record, path.stem)
     fit = _Fit() if record is None else _fit(record, beside)
     if as_json:
         found = {"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record}
-        print_json({**found, "file_hash": file.told, **fit.as_json()})
+        print_json({**found, "file_hash": file.told, "stale": stale, **fit.as_json()})
     else:
         _print_plan(path, header, file.told)
         if record is not None:
             _print_record(str(beside), record)
-    _end([file.wrong] if file.wrong else [], fit, quiet=as_json or record is None)
+    wrong = [file.wrong] if file.wrong else []
+    _end(wrong + ([CheckFailed(stale)] if stale else []), fit, quiet=as_json or record is None)
+
+
+def _stale(path: Path, record: EngineRecord, graph: str | None = None) -> str | None:
+    """Whether engines (None: all) are older than the bundle that their engine.json lies in, if it lies in one."""
+    places = path.parents if len(path.parents) > _BUNDLE_ABOVE else path.absolute().parents
+    root = places[_BUNDLE_ABOVE] if len(places) > _BUNDLE_ABOVE else None
+    if root is None or not (root / MANIFEST_NAME).is_file():
+        return None
+    try:
+        bundle = Bundle(root, decode_manifest(read_manifest(root), where=str(root / MANIFEST_NAME)))
+    except BundleError:
+        return None  # 'inspect' of the bundle tells; nothing is known of the engine
+    return stale_text(bundle, record, None if graph is None else [graph])
 
 
 def _print_plan(path: Path, header: PlanHeader, verdict: str) -> None:
@@ -97,6 +126,19 @@ def _print_record(title: str, record: EngineRecord) -> None:
         for name, engine in record.graphs.items()
     ]
     print_table(("graph", ">size", ">built in s", ">peak MB", "profiles (min..opt..max)", "in FP32"), rows)
+    for line in inspected_lines(record):
+        print_text(line)
+
+
+def inspected_lines(record: EngineRecord) -> Iterator[str]:
+    """What TensorRT's inspector told of the engines, where a GPU could load them: their own layers, fused as they run."""
+    for name, engine in record.graphs.items():
+        if engine.fp32_layers is None:
+            continue
+        shown = ", ".join(engine.fp32_layers[:LAYERS_SHOWN])
+        more = len(engine.fp32_layers) - LAYERS_SHOWN
+        told = f"{len(engine.fp32_layers)} of its layers: {shown}{f' and {more} more' if more > 0 else ''}"
+        yield f"{name}: TensorRT's inspector finds FP32 given out by {told if engine.fp32_layers else 'none of its layers'}"
 
 
 def high_text(engine: GraphEngine) -> str:
@@ -178,7 +220,7 @@ class _File:
     wrong: EdgeVQAError | None = None
 
 
-def _examine(path: Path, engine: GraphEngine) -> _File:
+def _examine(path: Path, engine: GraphEngine, record: EngineRecord) -> _File:
     if not path.is_file():
         return _File("missing", CheckFailed(f"{path} is missing: {RECORD_NAME} names it. {_AGAIN}"))
     try:
@@ -190,7 +232,9 @@ def _examine(path: Path, engine: GraphEngine) -> _File:
         sizes = f"{path} has {found:,} bytes; {RECORD_NAME} says {engine.size_bytes:,}"
         return _File("cut off", BundleError(f"{sizes}: it was cut off. {_AGAIN}"))
     if sha256_file(path) == engine.sha256:
-        return _File("as recorded")
+        fault = plan_fault(path, header, record)
+        told = "as recorded" if fault is None else f"as recorded, but {RECORD_NAME} names another version of TensorRT"
+        return _File(told, None if fault is None else CheckFailed(fault))
     wrong = CheckFailed(f"{path} is not the engine that {RECORD_NAME} names. {_AGAIN}")
     return _File(f"DIFFERS from {RECORD_NAME}: damaged or replaced", wrong)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import count_bar, note, print_json, print_pairs, print_table, progress_bar
 from edgevqa.cli.row_text import counted, interval, milliseconds, number
 from edgevqa.evaluation.evaluating import EvaluateOptions, Evaluation
@@ -18,21 +19,19 @@ from edgevqa.runtime.staging import Staging, check_place, clear_write_errors, re
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
-    data: Annotated[str, typer.Option(metavar="DATA", help="easy-vqa:test, scenes:7:5000, a file or a folder.")],
-    samples: Annotated[int | None, typer.Option(metavar="N", help="Questions to ask. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the samples, and the timed ones.")] = 0,
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    max_batch: Annotated[int, typer.Option(metavar="N", help="Questions answered at once for accuracy.")] = 8,
-    latency_runs: Annotated[int, typer.Option(metavar="N", help="Single questions to time. 0: none.")] = 100,
+    bundle: shared.BundleArgument,
+    data: shared.DataOption,
+    samples: shared.SamplesOption = None,
+    seed: shared.SeedOption = 0,
+    precision: shared.PrecisionOption = None,
+    backend: shared.BackendOption = "auto",
+    threads: shared.ThreadsOption = 0,
+    max_batch: shared.MaxBatchOption = 8,
+    latency_runs: shared.LatencyRunsOption = 100,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write every answer as JSON lines.")
     ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    no_verify: shared.NoVerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the figures as JSON.")] = False,
 ) -> None:
     """Measure how right and how fast a bundle answers a data set.

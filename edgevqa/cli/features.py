@@ -10,6 +10,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevqa.cli import shared
 from edgevqa.cli.loading import load_pipeline
 from edgevqa.cli.output import print_json, print_table, print_text
 from edgevqa.runtime.errors import ConfigError, InputError
@@ -22,7 +23,7 @@ from edgevqa.runtime.staging import Staging, check_place, clear_write_errors
 
 
 def features(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: shared.BundleArgument,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write the arrays to.")
@@ -37,12 +38,10 @@ def features(
         float | None, typer.Option(metavar="R", help="Share of the patches left out. Default: that of training.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Which patches are drawn.")] = SEED,
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    precision: shared.PrecisionOption = None,
+    backend: shared.FastestOption = "auto",
+    threads: shared.ThreadsOption = 0,
+    no_verify: shared.NoVerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write shapes and the loss as JSON.")] = False,
 ) -> None:
     """Write an encoder's features of a picture, or the picture restored from a part of its patches.

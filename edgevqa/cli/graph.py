@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.app import add_command, make_app
 from edgevqa.cli.output import print_json, print_table
 from edgevqa.runtime.graph_run import check_output, read_arrays, run_graph, write_arrays
@@ -14,16 +15,14 @@ from edgevqa.runtime.pipelines.base import PipelineOptions
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: shared.BundleArgument,
     graph: Annotated[str, typer.Argument(metavar="GRAPH", help="A graph's name, as `edgevqa inspect` lists them.")],
     inputs: Annotated[Path, typer.Option(metavar="FILE", help="An .npz file with an array for every input.")],
     outputs: Annotated[Path, typer.Option(metavar="FILE", help="The .npz file to write.")],
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
+    precision: shared.PrecisionOption = None,
     backend: Annotated[str, typer.Option(metavar="B", help="What runs the graph.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    threads: shared.ThreadsOption = 0,
+    no_verify: shared.NoVerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the outputs' shapes as JSON.")] = False,
 ) -> None:
     """Run one graph on given arrays, to compare machines and backends.

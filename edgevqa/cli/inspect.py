@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,8 @@ from edgevqa.cli.engine_tables import inspect_engine_file, print_engines
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.cli.row_text import otherwise_quantised
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.engines import load_record
+from edgevqa.runtime.engines import load_record, stale_engines
+from edgevqa.runtime.errors import BundleError
 from edgevqa.runtime.manifest import (
     FileSpec,
     GraphSpec,
@@ -42,18 +44,20 @@ def inspect(
       edgevqa inspect bundle
       edgevqa inspect bundle/engines/rtx/fp16/projector.engine
 
-    Exit codes: 1 an engine is missing, or not the one that its engine.json names; 2 a file is cut off or no engine; 3 an
-    engine or an engine.json was made for another machine. Of several, all are told, and 2 comes before 1 and 3. Of a
-    bundle's engines it is only said.
+    Exit codes: 1 an engine is missing, not the one that its engine.json names, or of other weights than its bundle has
+    now; 2 a file is cut off or no engine; 3 an engine or an engine.json was made for another machine. Of several, all are
+    told, and 2 comes before 1 and 3. Of a bundle's engines it is only said.
     """
     if path.is_file():
         inspect_engine_file(path, as_json=as_json)
         return
     bundle = Bundle.open(path)
     size_bytes = _total(bundle.manifest.files())
+    stale = stale_engines(bundle)
     if as_json:
         variants = {name: _variant_json(spec) for name, spec in bundle.manifest.variants.items()}
-        print_json({"bundle": str(path), "size_bytes": size_bytes, "variants": variants, "manifest": bundle.manifest})
+        found = {"bundle": str(path), "size_bytes": size_bytes, "variants": variants, "manifest": bundle.manifest}
+        print_json({**found, "damaged_engines": bundle.damaged_engines, "stale_engines": stale})
         return
     print_pairs(_summary(path, bundle.manifest, size_bytes))
     columns = ("variant", "numerics", ">size", ">graphs", "opset", "quantised otherwise")
@@ -63,7 +67,10 @@ def inspect(
     for name, parity in bundle.manifest.parity.items():
         _print_parity(name, parity)
     for key in bundle.manifest.engines:
-        print_engines(key, load_record(bundle, key))
+        with contextlib.suppress(BundleError):  # `stale` tells of a record that cannot be read
+            print_engines(key, load_record(bundle, key))
+        if key in stale:
+            print_text(stale[key])
     for why in bundle.damaged_engines.values():
         print_text(why)
 

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -21,8 +21,13 @@ from edgevqa.cli.app import HELP_FLAGS, add_command, help_text, make_app
 from edgevqa.cli.start import INTERRUPTED, begin_command
 from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which Windows' `signal` lacks
+STANDARD_OUTPUT = "standard output"
 DEBUG_VARIABLE = "EDGEVQA_DEBUG"
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CommandEntry(NamedTuple):
@@ -117,9 +122,7 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
+            return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             code = report(error, debug=bool(ctx.params.get("debug")))
             if code is None:
@@ -132,7 +135,7 @@ def report(error: BaseException, *, debug: bool) -> int | None:
 
     Of an interruption `run` writes.
     """
-    if _is_interrupt(error):
+    if _came_of(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return PIPE_CLOSED
@@ -151,10 +154,10 @@ def report(error: BaseException, *, debug: bool) -> int | None:
     return known.exit_code
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: within a native module's import it comes as an ImportError."""
+def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether one of that kind is behind it: Ctrl-C within a native module's import comes as an ImportError."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, kind):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -170,8 +173,10 @@ def _as_ours(error: BaseException) -> EdgeVQAError | None:
     if isinstance(error, EdgeVQAError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        place = f"{error.filename}: " if error.filename else ""
-        return InputError(f"{place}{error.strerror}.")
+        said = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        if error.filename == STANDARD_OUTPUT or error.errno in _DISK_FULL:
+            return UnavailableError(f"{said} What is written there is not whole. Free some space, or write elsewhere.")
+        return InputError(said)
     if isinstance(error, MemoryError):
         return UnavailableError(
             "The memory of this machine does not suffice. Close other programs, or use a smaller model."
@@ -215,15 +220,27 @@ def run(args: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code."""
     try:
         make_root()(args=list(args), prog_name="edgevqa", standalone_mode=True)
-        sys.stdout.flush()
+        code = 0
     except SystemExit as leaving:
-        if _is_interrupt(leaving):  # here, not in `report`: typer itself handles one that comes between its steps
-            sys.stderr.write("\nInterrupted.\n")
-            return INTERRUPTED
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BrokenPipeError:
+        code = _code_of(leaving)
+    except OSError as error:  # of help and version, which typer writes before a command is invoked
+        code = report(error, debug=False) or 0
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        told = code in (PIPE_CLOSED, UnavailableError.exit_code)  # what could not be written fails once more
+        code = code if told else report(error, debug=False) or 0
+    return code
+
+
+def _code_of(leaving: SystemExit) -> int:
+    """The exit code of what ended; typer and rich give 1, each by itself, where nobody reads any more."""
+    if _came_of(leaving, KeyboardInterrupt):  # here, not in `report`: typer itself handles one between its steps
+        sys.stderr.write("\nInterrupted.\n")
+        return INTERRUPTED
+    if _came_of(leaving, BrokenPipeError):
         return PIPE_CLOSED
-    return 0
+    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
 
 def main() -> NoReturn:
@@ -231,17 +248,51 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _leave)
+    sys.stdout, sys.stderr = _named(sys.stdout), _open(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer that the terminal cannot show is no bug
             stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
+    lost = code == PIPE_CLOSED
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = PIPE_CLOSED
-    if code == PIPE_CLOSED:  # nobody reads any more: keep the interpreter from flushing once again
+    except OSError:
+        lost = True
+    if lost:  # `run` has told: keep the interpreter from flushing once again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+class _StandardOutput(io.FileIO):
+    """Says in its errors what could not be written; those of the system name no file."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from error
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    """The stream, or one that takes everything where the shell closed it (`>&-`), of which Python makes None."""
+    return stream if stream is not None else io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "wb")))
+
+
+def _named(stream: TextIO | None) -> TextIO:
+    """The same stream with errors that name it; as it is where it is no plain file, such as Windows' console."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return _open(stream)
+    buffered = isinstance(stream.buffer, io.BufferedWriter)  # not with PYTHONUNBUFFERED
+    if type(stream.buffer.raw if buffered else stream.buffer) is not io.FileIO:
+        return stream
+    raw = _StandardOutput(stream.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw) if buffered else raw,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

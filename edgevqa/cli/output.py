@@ -77,7 +77,10 @@ def progress_bar(label: str) -> Generator[Progress, None, None]:
 
 @contextlib.contextmanager
 def step_bar(label: str) -> Generator[Callable[[str, int, int], None], None, None]:
-    """A bar over numbered steps with the time gone, on standard error; without a terminal a line a step, or every 10 s."""
+    """A bar over numbered steps with the time gone, on standard error; without a terminal a line a step, or every 10 s.
+
+    A step is a number, and what is being done before its first colon: what is behind that may change all the time.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -86,16 +89,17 @@ def step_bar(label: str) -> Generator[Callable[[str, int, int], None], None, Non
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=None)
-        told: tuple[str, int, float] = ("", -1, 0.0)
+        told, told_at = ("", "", -1), 0.0
 
         def advance(what: str, done: int, total: int) -> None:
-            nonlocal told
+            nonlocal told, told_at
             bar.update(task, description=f"{label}: {what}", completed=done, total=total)
             if console.is_terminal or what == told[0]:
                 return
-            if done != told[1] or time.monotonic() - told[2] > LINE_EVERY_S:
+            step = (what.partition(":")[0], done)
+            if step != told[1:] or time.monotonic() - told_at > LINE_EVERY_S:
                 note(f"{label}: {what}")
-                told = (what, done, time.monotonic())
+                told, told_at = (what, *step), time.monotonic()
 
         yield advance
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, sample_bar
 from edgevqa.cli.row_text import counted, how_quantised
@@ -74,8 +75,8 @@ def quantize(
         typer.Option("--residual", help="Quantise residual adds too, where they survive it. TensorRT's tools do."),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Draws the questions.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    threads: shared.ThreadsOption = 0,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Add variants of lower precision to a bundle, and say what each layer costs.
 
@@ -157,9 +158,9 @@ def _print_graphs(report: VariantReport, spec: VariantSpec) -> None:
         (
             name,
             how_quantised(spec, name),
-            str(graph.layers),
-            str(graph.quantised),
-            str(graph.high),
+            f"{graph.layers:,}",
+            f"{graph.quantised:,}",
+            f"{graph.high:,}",
             f"{100 * graph.quantised_macs:.1f}",
             "-" if graph.worst_local_error is None else f"{graph.worst_local_error:.4f}",
             readable_bytes(graph.size_bytes),
@@ -177,7 +178,7 @@ def _print_high(layers: Sequence[LayerReport]) -> None:
     ]
     print_table(("kept high", ">local error", "because"), rows[:MOST_ROWS])
     if len(rows) > MOST_ROWS:
-        print_text(f"and {len(rows) - MOST_ROWS} more, which the report lists")
+        print_text(f"and {len(rows) - MOST_ROWS:,} more, which the report lists")
 
 
 def _print_residuals(report: VariantReport) -> None:
@@ -190,7 +191,9 @@ def _print_residuals(report: VariantReport) -> None:
 
 
 def _print_cast(variant: QuantizedVariant) -> None:
-    rows = [(name, str(spec.parameters), str(spec.nodes.get("Cast", 0))) for name, spec in variant.spec.graphs.items()]
+    rows = [
+        (name, f"{spec.parameters:,}", f"{spec.nodes.get('Cast', 0):,}") for name, spec in variant.spec.graphs.items()
+    ]
     print_table(("graph", ">parameters", ">Casts"), rows, title=variant.name)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.loading import load_pipeline
 from edgevqa.cli.output import note, print_json, print_text, sample_bar
 from edgevqa.runtime.manifest import Manifest
@@ -21,17 +22,15 @@ SHOWN = 60
 
 
 def search(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: shared.BundleArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, also in folders below it.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="What the picture shows, in words.")],
     top: Annotated[int, typer.Option("--top", metavar="N", help="Pictures to show for each text.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Write what was found as JSON.")] = False,
-    precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant of the bundle. Default: fp32.")
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs; auto: the fastest.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the bundle's hashes.")] = False,
+    precision: shared.PrecisionOption = None,
+    backend: shared.FastestOption = "auto",
+    threads: shared.ThreadsOption = 0,
+    no_verify: shared.NoVerifyOption = False,
 ) -> None:
     """Find the pictures of a folder that fit a text best, with a dual encoder such as CLIP or SigLIP.
 

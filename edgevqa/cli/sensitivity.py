@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
 from edgevqa.runtime.errors import require
 from edgevqa.runtime.sensitivity import Effect, LayerSensitivity
@@ -34,8 +35,8 @@ def sensitivity(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Draws the questions.")] = 0,
     smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="With SmoothQuant, as quantize does.")] = True,
-    backend: Annotated[str, typer.Option(metavar="B", help="What runs the graphs.")] = "auto",
-    threads: Annotated[int, typer.Option(metavar="N", help="0: as many as the backend likes.")] = 0,
+    backend: shared.BackendOption = "auto",
+    threads: shared.ThreadsOption = 0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a figure: .svg, .png or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the ranking as JSON.")] = False,
 ) -> None:

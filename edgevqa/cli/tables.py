@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.output import print_json, print_table
 from edgevqa.runtime.targets import TARGETS
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 
-
-def families(as_json: JsonOption = False) -> None:
+def families(as_json: shared.JsonOption = False) -> None:
     """List the model families that can be exported.
 
     What a folder holds is told by the `model_type`, and within a family by the `architectures`, of its config.json.
@@ -45,7 +41,7 @@ def families(as_json: JsonOption = False) -> None:
     print_table(("family", "what it is", "tasks", "model_type"), table)
 
 
-def targets(as_json: JsonOption = False) -> None:
+def targets(as_json: shared.JsonOption = False) -> None:
     """List the targets that bundles can be made for, and what each cannot do.
 
     Example:

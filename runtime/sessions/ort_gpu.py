@@ -23,6 +23,7 @@ from edgevqa.runtime.errors import BundleError, ConfigError, UnavailableError, r
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import GraphSpec
 from edgevqa.runtime.paths import cache_dir
+from edgevqa.runtime.sessions import BACKENDS
 from edgevqa.runtime.sessions.base import Array, SessionOptions, Tensor
 from edgevqa.runtime.sessions.compiled_cache import CompiledCache
 from edgevqa.runtime.sessions.ort import OrtSession, first_line
@@ -214,7 +215,8 @@ def _cache_of(
 
 
 def _version(provider: Provider) -> str:
-    ort: Any = require("onnxruntime", extra="gpu", purpose="Running a model on a GPU")
+    extra = BACKENDS[provider.backend].extra
+    ort: Any = require("onnxruntime", extra=extra, purpose="Running a model on a GPU")
     plugin = sys.modules.get(provider.plugin) if provider.plugin else None
     return f"{ort.__version__} {getattr(plugin, '__version__', '')}".strip()
 
@@ -232,7 +234,7 @@ def _quiet(ort: Any) -> Generator[None, None, None]:
 def _plugin_devices(ort: Any, provider: Provider) -> list[Any]:
     """The GPUs that a plugin can use. Raises `UnavailableError` where there are none."""
     if not hasattr(ort, "register_execution_provider_library"):
-        raise unavailable(provider, f"onnxruntime {ort.__version__} takes no plugins, 1.23 and later do")
+        raise unavailable(provider, f"onnxruntime {ort.__version__} takes no such plugin, 1.24 and later do")
     try:
         _register(provider.name, provider.plugin)
     except Exception as error:  # the binding's exceptions share no base but Exception

@@ -14,7 +14,7 @@ from edgevqa.calibration.quantization.names import DECODER, ENCODERS, variant_na
 from edgevqa.calibration.quantization.recipe import Recipe
 from edgevqa.calibration.quantization.run import QuantizeOptions, quantize
 from edgevqa.calibration.quantization.variant_report import VariantReport
-from edgevqa.export.engine.build import choose_buildable
+from edgevqa.export.engine.choice import choose_buildable
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.graphs import choose_variant

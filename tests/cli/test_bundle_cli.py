@@ -60,7 +60,11 @@ def test_pack_and_unpack(invoke: Invoke, fake_bundle: Bundle, tmp_path: Path, mo
     assert invoke("bundle", "unpack", "bundle.edgevqa.tar", "--overwrite")[0] == 0
     assert invoke("bundle", "pack", "copy", "-o", "bundle.edgevqa.tar")[0] == 2
     code, out, _ = invoke("bundle", "pack", "copy", "-o", "copy.tar", "--json")
-    assert json.loads(out) == {"file": "copy.tar", "size_bytes": Path("copy.tar").stat().st_size}
+    assert json.loads(out) == {
+        "file": "copy.tar",
+        "size_bytes": Path("copy.tar").stat().st_size,
+        "left_out": [],
+    }
     assert Path("copy.tar").read_bytes() == Path("bundle.edgevqa.tar").read_bytes()
 
 

@@ -14,6 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from edgevqa.evaluation import comparing
+from edgevqa.evaluation.children import RowResult
+from edgevqa.evaluation.protocol import Energy, Measured, Task
+from edgevqa.runtime.benchmark import Spread
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
+
 Invoke = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "scenes:7:8", "--latency-runs", "1")
 ORT = ("--backends", "onnxruntime")
@@ -67,6 +74,50 @@ def test_mistakes_are_told_at_once(invoke: Invoke, two_precisions: Path, argumen
     assert told in err
     assert "answering" not in err
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("fp32", "fp16", "code"),
+    [
+        (UnavailableError("no GPU"), UnavailableError("no GPU"), 3),
+        (UnavailableError("no GPU"), EdgeVQAError("it broke"), 70),
+        (InputError("no engines"), UnavailableError("no GPU"), 2),
+        (None, UnavailableError("no GPU"), 3),
+        (None, EdgeVQAError("it broke"), 70),
+    ],
+)
+def test_the_exit_code_is_that_of_what_rows_failed_of(
+    invoke: Invoke,
+    fake_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    fp32: EdgeVQAError | None,
+    fp16: EdgeVQAError,
+    code: int,
+) -> None:
+    spread = Spread(p50=1, p90=1, p99=1, lowest=1, highest=1)
+
+    def answer(task: Task, label: str, advance: object) -> tuple[RowResult, Measured]:
+        failure = fp32 if task.options["precision"] == "fp32" else fp16
+        if failure is not None:
+            raise failure
+        measured = Measured(
+            load_ms=1,
+            answering_s=1,
+            latency_ms={"first": spread, "next": spread},
+            per_graph_ms={},
+            latency_runs=1,
+            peak_memory_mb=None,
+            energy=Energy(joules=None, sensors=[], missing="no sensor"),
+        )
+        return RowResult(texts=["red"] * 8, confidences=[1.0] * 8, measured=measured), measured
+
+    monkeypatch.setattr(comparing, "run_task", answer)
+    found, out, err = invoke("compare", fake_bundle.root, *QUICK, *ORT, "--json")
+    assert found == code, err
+    assert str(fp16) in err
+    assert ("No row could be measured" in err) is (fp32 is not None)
+    if fp32 is None:
+        assert json.loads(out)["failed"][0]["exit_code"] == code
 
 
 def test_evaluate_prints_json_and_writes_answers(invoke: Invoke, two_precisions: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from edgevqa.cli import engine_tables
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
-from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, encode_record
+from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, decode_record, encode_record
 from edgevqa.runtime.machine import Gpu, Machine, read_machine
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -145,9 +145,12 @@ def test_without_a_gpu_nothing_is_refused(invoke: Invoke, tmp_path: Path, monkey
 NAMES = ("projector", "vision_trunk")
 
 
+VERSIONS = {"tensorrt": (10, 3, 0, 30), "tensorrt-rtx": (1, 7, 1, 116)}
+
+
 def plan_bytes(flavour: str) -> bytes:
     """A plan's header and something after it; that of TensorRT-RTX tells its size."""
-    tag, version = (b"vtrt", (1, 7, 1, 116)) if flavour == "tensorrt-rtx" else (b"ftrt", (10, 3, 0, 30))
+    tag, version = b"vtrt" if flavour == "tensorrt-rtx" else b"ftrt", VERSIONS[flavour]
     return struct.pack("<4sI8xQ4B", tag, 0, 500 if tag == b"vtrt" else 0, *version).ljust(500, b"x")
 
 
@@ -173,7 +176,8 @@ def engines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         (tmp_path / f"{name}.engine").write_bytes(data)
     graphs = {name: msgspec.structs.replace(graph, file=f"{name}.engine") for name in NAMES}
     path = tmp_path / "engine.json"
-    path.write_bytes(encode_record(engine_record(flavour=request.param, graphs=graphs)))
+    made = engine_record(flavour=request.param, tensorrt_version=VERSIONS[request.param], graphs=graphs)
+    path.write_bytes(encode_record(made))
     return path
 
 
@@ -233,3 +237,50 @@ def test_all_that_is_wrong_is_told_and_the_worst_decides(
     assert err.startswith(f"error: {second} has 499 bytes")
     assert f"{first} is not the engine" in err
     assert "They do not fit this machine: " in err
+
+
+@pytest.mark.parametrize("change", [{"tensorrt_version": (10, 3, 0, 31)}, {"tensorrt_version": (1, 7, 1, 117)}])
+def test_a_record_that_its_plans_contradict_is_refused(invoke: Invoke, engines: Path, change: dict[str, Any]) -> None:
+    record = decode_record(engines.read_bytes(), where="it")
+    engines.write_bytes(encode_record(msgspec.structs.replace(record, **change)))
+    for path in (engines, engines.parent / "projector.engine"):
+        code, out, err = invoke("inspect", path)
+        assert code == 1
+        assert f"{engines.parent / 'projector.engine'} is a plan of {record.flavour} " in err
+        assert "Every engine that it names" not in out
+        assert "edgevqa build BUNDLE --target rtx --precision fp32" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"size_bytes": -1}, "Expected `int` >= 0"),
+        ({"file": "../other/projector.engine"}, "names the file '../other/projector.engine'"),
+        ({"file": "/etc/passwd"}, "names the file '/etc/passwd'"),
+        ({"file": "sub/projector.engine"}, "the name of a file beside it"),
+        ({"file": ""}, "names the file ''"),
+    ],
+)
+def test_a_record_of_files_elsewhere_or_no_sizes_is_refused(
+    invoke: Invoke, engines: Path, change: dict[str, Any], told: str
+) -> None:
+    record = decode_record(engines.read_bytes(), where="it")
+    graphs = {**record.graphs, "projector": msgspec.structs.replace(record.graphs["projector"], **change)}
+    engines.write_bytes(encode_record(msgspec.structs.replace(record, graphs=graphs)))
+    code, out, err = invoke("inspect", engines)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+def test_a_huge_file_is_not_read_whole(invoke: Invoke, tmp_path: Path, engines: Path) -> None:
+    """Sparse: reading it whole would take more memory than the machine has."""
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as stream:
+        stream.truncate(1 << 42)
+    code, out, err = invoke("inspect", huge)
+    assert (code, out) == (2, "")
+    assert f"{huge} is over 67,108,864 bytes; expected an engine.json" in err
+    huge.rename(engines)
+    code, _, err = invoke("inspect", engines.parent / "projector.engine")
+    assert code == 2
+    assert "engine.json is over 67,108,864 bytes" in err

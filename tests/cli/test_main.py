@@ -26,7 +26,7 @@ Invoke = Callable[..., tuple[int, str, str]]
 
 def start(*args: str, code: str = "from edgevqa.cli.main import main; main()") -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": ""}
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
         env=environment,
@@ -113,6 +113,7 @@ def test_wrong_usage_is_2(invoke: Invoke, args: tuple[str, ...]) -> None:
         (errors.BundleError("no bundle"), 2, "error: no bundle\n"),
         (errors.MissingExtraError("onnx", "export", "Exporting"), 3, "pip install 'edgevqa[export]'\n"),
         (FileNotFoundError(2, "No such file or directory", "x.npz"), 2, "error: x.npz: No such file or directory.\n"),
+        (OSError(28, "No space left on device", "x.npz"), 3, "error: x.npz: No space left on device. "),
         (MemoryError(), 3, "memory of this machine does not suffice"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
     ],
@@ -159,16 +160,42 @@ def test_examples_keep_their_lines() -> None:
     assert help_text(command) == "Do it.\n\n\b\nExample:\n  edgevqa do\n  edgevqa do again"
 
 
-# The help is written by typer, which gives 1 by itself.
-@pytest.mark.parametrize(("args", "code"), [(("doctor",), 141), (("doctor", "--json"), 141), (("--help",), 1)])
-def test_a_reader_that_leaves_is_no_error(args: tuple[str, ...], code: int) -> None:
+# Tables are written by rich and help by typer: each of them gives 1 by itself.
+@pytest.mark.parametrize("args", [("doctor",), ("doctor", "--json"), ("targets",), ("--help",)])
+def test_a_reader_that_leaves_is_no_error(args: tuple[str, ...]) -> None:
     process = start(*args)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(timeout=60) == code
+    assert process.wait(timeout=60) == main.PIPE_CLOSED
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [("targets", "--json"), ("targets",), ("--version",)])
+def test_a_result_that_cannot_be_written_names_standard_output(args: tuple[str, ...], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "edgevqa.cli.main", *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            timeout=60,
+        )
+    assert process.returncode == 3
+    assert process.stderr.startswith("error: standard output: No space left on device.")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell that closes a stream")
+@pytest.mark.parametrize(("line", "code"), [("targets >&-", 0), ("inspect nowhere 2>&-", 2)])
+def test_a_stream_that_the_shell_closed_is_no_bug(line: str, code: int) -> None:
+    line = f'exec "$0" -m edgevqa.cli.main {line}'
+    process = subprocess.run(["/bin/sh", "-c", line, sys.executable], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout, process.stderr) == (code, "", "")
 
 
 SIGNALLED = """

@@ -144,7 +144,8 @@ def test_a_page_without_answers_times_or_float(comparison: Comparison) -> None:
 
 
 def test_failed_rows_and_conditions_are_shown(comparison: Comparison) -> None:
-    failed = FailedRow(bundle="b", precision="int8", variant="int8-s8", backend="x", error="it ran out of <memory>")
+    told = "it ran out of <memory>"
+    failed = FailedRow(bundle="b", precision="int8", variant="int8-s8", backend="x", error=told, exit_code=70)
     page = Page(
         render(dataclasses.replace(comparison, failed=[failed], warnings=["seen before"], gate_errors=["no J"]))
     )

@@ -22,10 +22,12 @@ from edgevqa.runtime.engines import (
     check_record,
     decode_record,
     encode_record,
+    here,
     load_record,
 )
 from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.hashing import sha256_bytes
+from edgevqa.runtime.machine import Gpu, Jetson, parse_gpus, read_machine
 from edgevqa.runtime.manifest import EngineSet
 from edgevqa.runtime.plans import parse_header, read_header, read_whole
 from edgevqa.runtime.targets import TARGETS, target
@@ -231,6 +233,31 @@ def test_ampere_plus_engines_run_on_later_gpus_and_no_earlier_ones() -> None:
         check_record(made, msgspec.structs.replace(ORIN, compute_capability="7.5"), where="e")
 
 
+ORIN_SMI = parse_gpus("Orin (nvgpu), 540.4.0, [N/A], [N/A]\n")
+SERVER_SMI = parse_gpus("NVIDIA H200, 570.86.15, 143771, 9.0\n")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "model", "capability", "device"),
+    [
+        (ORIN_SMI, "NVIDIA Jetson AGX Orin Developer Kit", "8.7", "Orin (nvgpu)"),
+        (ORIN_SMI, "NVIDIA Jetson AGX Thor Developer Kit", "11.0", "Orin (nvgpu)"),
+        ([], "NVIDIA Jetson Orin Nano", "8.7", None),
+        (SERVER_SMI, "NVIDIA Jetson AGX Orin", "9.0", "NVIDIA H200"),
+        (SERVER_SMI, None, "9.0", "NVIDIA H200"),
+        (ORIN_SMI, None, None, "Orin (nvgpu)"),
+        ([], None, None, None),
+    ],
+)
+def test_what_nvidia_smi_does_not_tell_the_boards_name_does(
+    gpus: list[Gpu], model: str | None, capability: str | None, device: str | None
+) -> None:
+    """JetPack 6's lists the GPU and says [N/A] for its compute capability."""
+    jetson = None if model is None else Jetson(model=model, l4t="36.4.0", jetpack="6.1 or 6.2")
+    found = here(msgspec.structs.replace(read_machine(), gpus=gpus, jetson=jetson))
+    assert (found.compute_capability, found.device) == (capability, device)
+
+
 def test_an_engine_in_a_bundle_is_found(with_engine: Callable[..., tuple[Bundle, EngineRecord]]) -> None:
     bundle, made = with_engine()
     assert load_record(bundle, KEY) == made
@@ -260,7 +287,7 @@ def test_an_engine_of_another_graph_is_stale(
     with_engine: Callable[..., tuple[Bundle, EngineRecord]], changed: str
 ) -> None:
     bundle, made = with_engine(**{changed: "f" * 64})
-    with pytest.raises(BundleError, match="was built from another 'projector'"):
+    with pytest.raises(BundleError, match=r"were built from other graphs or weights than variant 'fp32'"):
         check_engine(bundle, KEY, "projector", made)
 
 

@@ -59,3 +59,24 @@ def test_onnxruntime_keeps_no_record_of_the_user(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name.lower()]
+
+
+BUILDING = sorted(
+    file.stem
+    for file in (Path(edgevqa.runtime.__file__).parents[1] / "export" / "engine").glob("*.py")
+    if file.stem != "__init__"
+)
+
+
+def test_building_engines_imports_nothing_heavy() -> None:
+    """A board has the base install and its TensorRT, and imports that when it builds."""
+    rooms = ", ".join(f"edgevqa.export.engine.{name}" for name in BUILDING)
+    heavy = {*NOT_BEFORE_LOADING, "tensorrt_rtx", "cuda", "onnx_ir", "onnxscript"}
+    assert "child" in BUILDING
+    assert not imported_by(f"import {rooms}") & heavy
+    assert not imported_by("import edgevqa.cli.build") & (heavy - {"typer", "rich"})
+
+
+def test_the_building_process_needs_no_numpy() -> None:
+    """It holds a graph three times as it is: what else it imports is memory that the board lacks."""
+    assert not imported_by("import edgevqa.export.engine.child") & {"numpy", "PIL", "tokenizers", *NOT_BEFORE_LOADING}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -177,6 +178,41 @@ def test_a_gpu_without_a_backend_for_it(monkeypatch: pytest.MonkeyPatch) -> None
     found = advice(monkeypatch, fake_machine([H200]))
     assert "There is a GPU (NVIDIA H200), but no backend for it: " in found
     assert "pip install 'edgevqa[gpu]'" in found
+
+
+def test_tensorrt_without_a_gpu_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"tensorrt-rtx": "1.7", "cuda-python": "13.0"})
+    monkeypatch.setattr(doctor, "_onnxruntime", lambda extra: absent("ONNX Runtime"))
+    monkeypatch.setattr(doctor, "_openvino", lambda: absent("OpenVINO"))
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: False)
+    found = advice(monkeypatch, fake_machine([]))
+    assert "No backend can be used, so no question can be answered: pip install 'edgevqa[cpu]'" in found
+    assert find_backends(fake_machine([]))[3].devices == []
+    assert find_backends(fake_machine([H200]))[3].devices == ["NVIDIA H200"]
+    assert "No backend" not in advice(monkeypatch, fake_machine([H200]))
+
+
+def absent(name: str) -> doctor.Backend:
+    return doctor.Backend(name=name, extra="cpu", version=None, devices=[], problem=None, install="")
+
+
+def test_a_jetson_is_not_told_of_packages_that_it_cannot_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no onnxruntime-gpu for it, and TensorRT is the system's."""
+    installed(monkeypatch, {"openvino": "2025.4"})
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("tensorrt", "onnxruntime") else find_spec(name)
+    )
+    board = fake_machine([], Jetson(model="Jetson AGX Orin", l4t="36.4.3", jetpack="6.1 or 6.2"))
+    onnxruntime, _, tensorrt, _ = find_backends(board)
+    assert onnxruntime.install == "pip install 'edgevqa[cpu]'"
+    assert str(tensorrt.install).startswith("sudo apt install tensorrt python3-libnvinfer, then ")
+    assert "--system-site-packages" in str(tensorrt.install)
+    assert "pip install tensorrt" not in str(tensorrt.install)
+    told = advice(monkeypatch, board)
+    assert "There is a GPU (Jetson AGX Orin), but no backend for it: sudo apt install" in told
+    assert "edgevqa[gpu]" not in told
+    assert find_backends(fake_machine([]))[2].install == "pip install tensorrt, then pip install 'edgevqa[tensorrt]'"
 
 
 def test_an_old_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:

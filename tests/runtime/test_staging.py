@@ -1,14 +1,18 @@
-"""What is left beside an output by processes that were killed."""
+"""What is left beside an output by processes that were killed, and places that cannot be written."""
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from edgevqa.runtime.staging import FORGOTTEN_S, Staging
+from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_writer import BundleWriter
+from edgevqa.runtime.errors import InputError, UnavailableError
+from edgevqa.runtime.staging import FORGOTTEN_S, Staging, check_place
 
 
 def age(path: Path, seconds: float) -> None:
@@ -46,3 +50,50 @@ def test_files_that_vanish_meanwhile_do_not_matter(tmp_path: Path) -> None:
         staging.partial.write_text("whole")
         staging.commit()
     assert (tmp_path / "out.txt").read_text() == "whole"
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place where nothing can be made, for root too."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    (tmp_path / "my bundle").mkdir()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
+    return tmp_path / "my bundle"
+
+
+def test_a_read_only_output_asks_for_another(read_only: Path) -> None:
+    with pytest.raises(InputError, match=r"Read-only file system. Give an output that you may write to"):
+        check_place(read_only)
+
+
+def test_what_is_added_to_in_a_read_only_place_is_to_be_copied(read_only: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        check_place(read_only, in_place=True)
+    assert str(caught.value) == (
+        f"{read_only} cannot be added to: a new one is written beside it, in {read_only.parent}, which says: Read-only "
+        f"file system. Copy it to a folder that you may write to, and give the copy: cp -r '{read_only}' FOLDER"
+    )
+
+
+def test_a_bundle_in_a_read_only_place_is_to_be_copied(fake_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be added to: .* Copy it to a folder that you may write to"):
+        BundleWriter.extend(fake_bundle).__enter__()
+
+
+def test_a_disk_that_is_full_while_adding_changes_nothing(fake_bundle: Bundle, tmp_path: Path) -> None:
+    def add() -> None:
+        with BundleWriter.extend(fake_bundle) as writer:
+            writer.add_bytes(b"new", "graphs/fp32/weights.data")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UnavailableError, match="The disk became full"):
+        add()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

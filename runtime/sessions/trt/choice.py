@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import build_line
 from edgevqa.runtime.engines import EngineRecord, Here, check_record, engine_sets, load_record
 from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.sessions.trt.driver import DeviceInfo
@@ -57,7 +58,7 @@ def _candidates(bundle: Bundle, variant: str, flavour: Flavour, target: str | No
             known = ", ".join(keys) or "none"
             raise InputError(
                 f"{bundle.root} has no engines of variant '{variant}' for target '{target}'; it has: {known}. "
-                f"Build them: edgevqa build {bundle.root} --target {target} --precision {variant}"
+                f"Build them: {build_line(bundle.root, target, variant)}"
             )
         return named
     if not keys:
@@ -65,7 +66,7 @@ def _candidates(bundle: Bundle, variant: str, flavour: Flavour, target: str | No
         targets = " or ".join(row.name for row in TARGETS.values() if row.flavour == flavour)
         raise BundleError(
             f"{bundle.root} has no TensorRT engines of variant '{variant}'; it has: {others}. "
-            f"Build them here: edgevqa build {bundle.root} --target T --precision {variant}, with T one of {targets}."
+            f"Build them here: {build_line(bundle.root, 'T', variant)}, with T one of {targets}."
         )
     own = [key for key in keys if _flavour(sets[key].target) == flavour]
     return own or keys

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edgevqa.runtime.errors import EdgeVQAError, MissingExtraError, UnavailableError
+from edgevqa.runtime.sessions import BACKENDS
 from edgevqa.runtime.sessions.base import Array
 
 _LAYOUTS = ("cuda.bindings.runtime", "cuda.cudart")  # since 12.6.1, and before
@@ -23,10 +24,6 @@ _ABSENT = {
     "cudaErrorDevicesUnavailable": "Every GPU is taken by another process, or may not be used.",
     "cudaErrorCompatNotSupportedOnDevice": "The forward compatibility package does not support this GPU.",
 }
-_ABSENT_ADVICE = (
-    "Look with nvidia-smi, and see that cuda-python is of the driver's CUDA (12 or 13); "
-    "or run on the CPU: --backend onnxruntime."
-)
 _ADVICE = {
     "cudaErrorMemoryAllocation": "Ask fewer questions at once, close other programs, or use a smaller precision.",
     "cudaErrorIllegalAddress": "The process can no longer use the GPU. Start it again, and report this.",
@@ -62,8 +59,19 @@ def load_bindings(extra: str = "tensorrt") -> Any:
         except ModuleNotFoundError:
             continue
         except (ImportError, OSError, RuntimeError) as error:
-            raise UnavailableError(f"cuda-python cannot be loaded: {error}. {_ABSENT_ADVICE}") from error
+            raise UnavailableError(f"cuda-python cannot be loaded: {error}. {_absent_advice()}") from error
     raise MissingExtraError("cuda-python", extra, "Running TensorRT engines")
+
+
+def _absent_advice() -> str:
+    """What to do without a GPU; a backend for the CPU is named by what installs it where there is none."""
+    for_cpu = [row for row in BACKENDS.values() if not row.gpu]
+    here = next((row for row in for_cpu if row.installed()), None)
+    first = "" if here else f"pip install 'edgevqa[{for_cpu[0].extra}]', then "
+    return (
+        "Look with nvidia-smi, and see that cuda-python is of the driver's CUDA (12 or 13); "
+        f"or run on the CPU: {first}--backend {(here or for_cpu[0]).name}."
+    )
 
 
 class Cuda:
@@ -219,7 +227,7 @@ class Cuda:
         name = _text(self._cuda.cudaGetErrorName(result[0]))
         said = _text(self._cuda.cudaGetErrorString(result[0]))
         if name in _ABSENT:
-            raise UnavailableError(f"{_ABSENT[name]} CUDA said {name} ({said}) when {doing}. {_ABSENT_ADVICE}")
+            raise UnavailableError(f"{_ABSENT[name]} CUDA said {name} ({said}) when {doing}. {_absent_advice()}")
         advice = _ADVICE.get(name, "Report this, with what 'edgevqa doctor' prints.")
         raise EdgeVQAError(f"CUDA failed {doing}: {name} ({said}). {advice}")
 

@@ -35,6 +35,8 @@ class Engine:
         self.graph = graph
         device.cuda.use()
         self._runtimes = _make_runtimes(toolkit, record, options)
+        _choose_dla(self._runtimes[-1], record, path)
+        self._dla = record.dla_core is not None
         self.handle: Any = self._runtimes[-1].deserialize_cuda_engine(path.read_bytes())
         if self.handle is None:
             raise BundleError(
@@ -86,8 +88,8 @@ class Engine:
 
     @property
     def captures(self) -> bool:
-        """Whether launches may be captured by us: TensorRT-RTX does it itself, and shapes read on the host cannot be."""
-        return not self._rtx and not self.on_host
+        """Whether launches may be captured by us: not TensorRT-RTX's, a DLA's, or those with shapes read on the host."""
+        return not self._rtx and not self.on_host and not self._dla
 
     def close(self) -> None:
         """Let the engine go; its contexts must have gone before. What TensorRT-RTX compiled is kept for the next start."""
@@ -121,6 +123,19 @@ def _selects(context: Any, profile: int, stream: int) -> bool:
         return bool(context.set_optimization_profile_async(profile, stream))
     except RuntimeError:
         return False
+
+
+def _choose_dla(runtime: Any, record: EngineRecord, path: Path) -> None:
+    """Load the engine for the DLA that it was built for: TensorRT takes the first one unless it is told."""
+    if record.dla_core is None:
+        return
+    cores = int(runtime.num_DLA_cores)
+    if record.dla_core >= cores:
+        raise BundleError(
+            f"{path} was built for DLA core {record.dla_core}; TensorRT finds {cores} here. "
+            f"Build it again here: edgevqa build BUNDLE --target {record.target}, with a --dla-core that is there or none"
+        )
+    runtime.DLA_core = record.dla_core
 
 
 def _make_runtimes(toolkit: Toolkit, record: EngineRecord, options: EngineOptions) -> list[Any]:
