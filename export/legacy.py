@@ -1,17 +1,12 @@
-"""Graphs for TensorRT 8.5 and 8.6 (JetPack 5 and 6.0): lowered from opset 18 to 17, with the trtexec lines that build them."""
+"""Graphs for TensorRT 8.5 and 8.6 (JetPack 5 and 6.0): lowered from opset 18 to 17."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
-from edgevqa.export.engine.options import BuildOptions
-from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
-from edgevqa.runtime.engines import Profile
-from edgevqa.runtime.manifest import Manifest
+from edgevqa.export.trtexec import OPSET
 
-OPSET, TRACED_OPSET, IR_VERSION = 17, 18, 8
+TRACED_OPSET, IR_VERSION = 18, 8
 # Opset 18 moved these operators' axes from an attribute to an input; ReduceSum had moved before.
 _REDUCTIONS = (
     "ReduceL1",
@@ -56,23 +51,3 @@ def _axes_to_attribute(node: ir.Node, graph: str) -> None:
             )
         node.attributes["axes"] = ir.AttrInt64s("axes", [int(axis) for axis in constant.numpy().ravel()])
     node.resize_inputs(1)
-
-
-def trtexec_lines(manifest: Manifest, variant: str = "fp32") -> Iterator[str]:
-    """One command a graph, to be run in the bundle's folder; shapes as `edgevqa build` would choose them."""
-    graphs = manifest.variants[variant].graphs
-    ranges = axis_ranges(manifest, graphs, BuildOptions(target="jetson-orin-jp6"))  # shapes do not depend on the target
-    for name, graph in graphs.items():
-        profile = widest(graph_profiles(name, graph, ranges))
-        shapes = " ".join(
-            f"--{side}Shapes={_shapes(profile, side)}" for side in ("min", "opt", "max") if _moves(profile)
-        )
-        yield f"trtexec --onnx={graph.file.path} --saveEngine={name}.engine --fp16 {shapes}".rstrip()
-
-
-def _moves(profile: Profile) -> bool:
-    return any(each.min != each.max for each in profile.values())
-
-
-def _shapes(profile: Profile, side: str) -> str:
-    return ",".join(f"{name}:{'x'.join(map(str, getattr(each, side)))}" for name, each in profile.items())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgevqa.cli.engine_tables import high_text
+from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
+from edgevqa.cli.trtexec import print_lines
 from edgevqa.runtime.errors import InputError
+from edgevqa.runtime.machine import Machine, read_machine
 from edgevqa.runtime.staging import readable_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +26,12 @@ def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder; the engines are added to it.")],
     target: Annotated[str, typer.Option(metavar="T", help="Where the engines will run: 'edgevqa targets'.")],
     precision: Annotated[
-        str | None, typer.Option(metavar="P", help="A precision or variant. Default: the best the bundle has for T.")
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="A precision or variant. Default: the first that the bundle has for T of mixed, fp8 (where all its GPUs have "
+            "it), int8, fp8, fp16, bf16, fp32.",
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes that the engines take.")] = "1,4,8",
     max_question: Annotated[int, typer.Option(metavar="N", help="Longest question in tokens. 0: the model's.")] = 0,
@@ -36,7 +47,10 @@ def build(
         str | None, typer.Option(metavar="SIZE", help="What building may take in all: 6GB.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read and written. Default: the user's cache directory.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read and written; a file that is none is refused. Default: in the cache directory."
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(metavar="0..5", help="More is slower to build. Default: TensorRT's.")
@@ -51,33 +65,42 @@ def build(
         bool, typer.Option("--strip-weights", help="Engines without weights, to be refitted from the graphs.")
     ] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Weights can be replaced later.")] = False,
-    dla_core: Annotated[int | None, typer.Option(metavar="N", help="Prefer this DLA, with the GPU behind it.")] = None,
+    dla_core: Annotated[
+        int | None, typer.Option(metavar="N", help="Prefer this DLA for graphs of one shape, with the GPU behind it.")
+    ] = None,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(metavar="X.Y", help="For target rtx, may be repeated. Default: 8.0 and up.")
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="For target rtx, may be repeated. Default: 8.0 and up; FP8: 8.9 and up."),
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Also build what an earlier, stopped build finished.")
+        bool,
+        typer.Option(
+            "--rebuild", help="Also build what an equal build has finished: in the bundle, or before it was stopped."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
 ) -> None:
     """Build TensorRT engines of a bundle, and add them to it. Needs TensorRT, no torch and no checkpoint.
 
-    Each graph is built in a process of its own. A build that was stopped goes on where it was.
+    Each graph is built in a process of its own. A build that was stopped goes on where it was, and engines that the bundle
+    has from an equal build are kept. For target jetson-orin-legacy, whose TensorRT builds by itself, the trtexec lines to
+    run on the board are printed instead.
 
     Example:
       edgevqa build bundle --target rtx --precision fp16 --batch 1,8
     """
     from edgevqa.export.engine.build import build as build_engines
-    from edgevqa.export.engine.options import BuildOptions, parse_axis, parse_size
+    from edgevqa.export.engine.options import BuildOptions, parse_axes, parse_size
+    from edgevqa.export.trtexec import STAND_IN, TARGET
 
     options = BuildOptions(
-        target=target,
+        target=STAND_IN if target == TARGET else target,
         precision=precision,
         batch=_sizes(batch),
         max_question=max_question,
         max_prompt=max_prompt,
         max_new_tokens=max_new_tokens,
-        axes=dict(parse_axis(each) for each in axis or []),
+        axes=parse_axes(axis or []),
         workspace_bytes=None if workspace is None else parse_size(workspace, "--workspace"),
         memory_budget_bytes=None if memory_budget is None else parse_size(memory_budget, "--memory-budget"),
         timing_cache=timing_cache,
@@ -90,12 +113,16 @@ def build(
         compute_capabilities=tuple(compute_capability or ()),
         rebuild=rebuild,
     )
-    with step_bar("Building") as report:
+    if target == TARGET:
+        print_lines(bundle, options, as_json=as_json)
+        return
+    with telling_what_is_kept(), step_bar("Building") as report:
         built = build_engines(bundle, options, report=report)
     if as_json:
         print_json(built)
     else:
         print_built(built)
+        note(next_line(built, read_machine()))
 
 
 def print_built(built: BuiltEngines) -> None:
@@ -116,6 +143,39 @@ def print_built(built: BuiltEngines) -> None:
     print_table(("graph", ">size", ">s", ">peak MB", ">profiles", "in FP32"), rows, title=built.key)
     version = ".".join(map(str, built.record.tensorrt_version))
     print_text(f"\n{built.bundle}/engines/{built.key}: {built.record.flavour} {version}, in {built.seconds:.0f} s")
+
+
+@contextlib.contextmanager
+def telling_what_is_kept() -> Generator[None, None, None]:
+    """Say on Ctrl-C and `kill` what becomes of a build that is stopped."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        note(
+            "\nThe bundle is as it was. Engines that were finished are kept: the same command goes on with the others."
+        )
+        raise
+
+
+def next_line(built: BuiltEngines, machine: Machine) -> str:
+    """How the engines are run, and why not on this machine where that is known."""
+    from edgevqa.runtime.bundle import Bundle
+    from edgevqa.runtime.engines import capability_fits, here
+    from edgevqa.runtime.targets import target
+
+    record, root = built.record, Path(built.bundle)
+    backend = target(record.target).backend
+    line = f"{ask_line(root, Bundle.open(root).manifest, precision=record.variant)} --backend {backend}"
+    capability = here(machine).compute_capability
+    pack = f"edgevqa bundle pack {shlex.quote(built.bundle)}"
+    if not machine.gpus and machine.jetson is None:
+        return f"{line}\nThis machine has no NVIDIA GPU that could run them. Take the bundle to one that has: {pack}"
+    if capability is not None and not capability_fits(record, capability):
+        return (
+            f"{line}\nThis machine's GPU has compute capability {capability}; the engines are for "
+            f"{', '.join(record.compute_capabilities)}. Take the bundle to such a GPU: {pack}"
+        )
+    return line
 
 
 def _sizes(text: str) -> tuple[int, ...]:

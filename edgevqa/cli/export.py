@@ -73,11 +73,12 @@ def export(
         return
     print_exported(exported, output)
     if exported.bundle.manifest.target == "jetson-orin-legacy":
-        from edgevqa.export.legacy import trtexec_lines
+        from edgevqa.export.trtexec import FLOAT_REASON, trtexec_lines
 
         print_text(f"\nOn the board, in {output}, with TensorRT 8.6 (upgrading to JetPack 6.1 is the better way):")
         for line in trtexec_lines(exported.bundle.manifest):
             print_text(line)
+        note(f"{FLOAT_REASON} 'edgevqa build' prints these lines again, with --batch and the like.")
     note(ask_line(output, exported.bundle.manifest))
 
 
@@ -93,7 +94,7 @@ def _print_graphs(graphs: dict[str, GraphSpec], parity: ParitySpec | None) -> No
 
 
 def _size_cells(name: str, spec: GraphSpec) -> tuple[str, str, str, str]:
-    return name, f"{spec.parameters:,}", str(sum(spec.nodes.values())), str(spec.opset)
+    return name, f"{spec.parameters:,}", f"{sum(spec.nodes.values()):,}", str(spec.opset)
 
 
 def _parity_cells(graph: str, parity: ParitySpec | None) -> tuple[str, str, str]:

@@ -13,12 +13,16 @@ from typing import Any
 
 import msgspec
 
+from edgevqa.export.engine.capabilities import built_for, check_network
 from edgevqa.export.engine.flavours import Toolkit, capability_member, load_toolkit, refuse_impossible
+from edgevqa.export.engine.inspector import Inspected, inspect_plan
 from edgevqa.export.engine.network import advice, high_layers, parse_network, tensors
 from edgevqa.export.engine.protocol import Built, Job, Phase, Refused, encode_line
-from edgevqa.runtime.engines import Profile
+from edgevqa.export.engine.shapes import add_profiles
+from edgevqa.export.engine.timing import keep_timing_cache, open_timing_cache
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError, UnavailableError
 from edgevqa.runtime.plans import HEADER_BYTES, parse_header
+from edgevqa.runtime.processes import end_with_parent, is_orphan
 from edgevqa.runtime.staging import explain_write_error
 
 _TOLD_EVERY_S = 0.2
@@ -31,19 +35,27 @@ class Cancelled(Exception):
 
 
 class Stop:
-    """Whether the parent asked to stop; TensorRT asks at every step."""
+    """Whether the parent asked to stop, or is gone; TensorRT asks at every step."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, parent: int | None = None) -> None:
+        """`parent`: the process id of one that this process must not outlive."""
+        self._asked, self._parent = False, parent
 
     def ask(self, *_: object) -> None:
-        self.asked = True
+        self._asked = True
+
+    @property
+    def asked(self) -> bool:
+        return self._asked or (self._parent is not None and is_orphan(self._parent))
 
 
 def main() -> int:
     """Build the job on standard input. 0 when it was built or the reason was told."""
     with _standard_output_to_errors() as out:
-        stop = Stop()
+        parent = int(sys.argv[1]) if sys.argv[1:] else None
+        if parent is not None:
+            end_with_parent(parent)
+        stop = Stop(parent)
         signal.signal(signal.SIGTERM, stop.ask)
         job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
         try:
@@ -69,12 +81,13 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
     trt = toolkit.module
     logger = make_logger(trt)
     builder = _builder(trt, logger)
-    network, parser = parse_network(toolkit, builder, logger, Path(job.onnx), job.graph, job.options.target)
-    inputs, outputs = tensors(network)
     config = _configure(toolkit, builder, job)
+    cache = open_timing_cache(config, job, logger)
+    network, parser = parse_network(toolkit, builder, logger, Path(job.onnx), job.graph, job.options.target)
+    check_network(built_for(job.options, job.numerics, toolkit), job.graph, network, trt.DataType.FLOAT)
+    inputs, outputs = tensors(network)
+    profiles = add_profiles(builder, config, job)
     config.progress_monitor = make_monitor(trt, stop, tell)
-    kept = None if job.options.row.flavour == "tensorrt-rtx" else job.timing_cache  # RTX tunes when it loads an engine
-    cache = _timing_cache(config, kept)
     plan = builder.build_serialized_network(network, config)
     del parser
     if plan is None:
@@ -83,17 +96,21 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
         said = logger.errors[-1] if logger.errors else "the builder gave no reason"
         raise CheckFailed(f"TensorRT cannot build graph '{job.graph}': {said}. {advice(said, job.options.target)}")
     Path(job.engine).write_bytes(memoryview(plan))
-    _keep_timing_cache(cache, config, kept)
+    unkept = keep_timing_cache(cache, config, job)
     names, operators = high_layers(toolkit, network) if job.half else ([], {})
+    warnings = [*unkept, *logger.warnings[:20]]
+    engine = inspect_plan(trt, logger, plan, job) if job.half else Inspected()
     return Built(
         version=parse_header(bytes(memoryview(plan)[:HEADER_BYTES]), where=job.engine).version,
+        profiles=profiles,
         inputs=inputs,
         outputs=outputs,
         high_layers=names,
         high_operators=operators,
+        fp32_layers=engine.layers,
         seconds=time.monotonic() - started,
         peak_memory_mb=peak_memory_mb(),
-        warnings=logger.warnings[:20],
+        warnings=[*warnings, *([engine.warning] if engine.warning else [])],
     )
 
 
@@ -180,55 +197,17 @@ def _configure(toolkit: Toolkit, builder: Any, job: Job) -> Any:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = options.dla_core
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can then name our layers
-    _set_capabilities(toolkit, config, options.compute_capabilities or options.row.compute_capabilities)
-    for profile in job.profiles:
-        config.add_optimization_profile(_profile(builder, profile))
+    _set_capabilities(toolkit, config, built_for(options, job.numerics, toolkit))
     return config
 
 
 def _set_capabilities(toolkit: Toolkit, config: Any, wanted: tuple[str, ...]) -> None:
     """TensorRT-RTX builds for the GPUs that are named; TensorRT for the one at hand."""
-    members = [member for each in wanted if (member := _member(toolkit, each)) is not None]
-    if not hasattr(toolkit.module, "ComputeCapability") or not members:
+    if not wanted:
         return
-    config.num_compute_capabilities = len(members)
-    for number, member in enumerate(members):
-        config.set_compute_capability(member, number)
-
-
-def _member(toolkit: Toolkit, capability: str) -> Any:
-    return capability_member(toolkit, capability) if hasattr(toolkit.module, "ComputeCapability") else None
-
-
-def _profile(builder: Any, profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
-    for name, sides in profile.items():
-        made.set_shape(name, tuple(sides.min), tuple(sides.opt), tuple(sides.max))
-    return made
-
-
-def _timing_cache(config: Any, path: str | None) -> Any:
-    """The timing cache of earlier builds; an unreadable or foreign one is begun anew."""
-    if path is None:
-        return None
-    data = Path(path).read_bytes() if Path(path).is_file() else b""
-    for content in (data, b""):
-        cache = config.create_timing_cache(content)
-        if cache is not None and config.set_timing_cache(cache, False):
-            return cache
-    return None
-
-
-def _keep_timing_cache(cache: Any, config: Any, path: str | None) -> None:
-    if cache is None or path is None:
-        return
-    used = config.get_timing_cache()
-    if used is None:
-        return
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(memoryview(used.serialize()))
-    temporary.replace(path)
+    config.num_compute_capabilities = len(wanted)
+    for number, capability in enumerate(wanted):
+        config.set_compute_capability(capability_member(toolkit, capability), number)
 
 
 def peak_memory_mb() -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from typing import Any
 
 import msgspec
 
-from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.options import BuildOptions, capability_numbers
 from edgevqa.runtime.errors import InputError, MissingExtraError, UnavailableError
 from edgevqa.runtime.plans import Version, parse_version, readable_version
 from edgevqa.runtime.targets import Target
 
+_ARM = ("aarch64", "arm64")
 _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx")}
 _SYSTEM_HINT = (
     "On a Jetson it comes with JetPack: make the environment with 'python3 -m venv --system-site-packages'. "
@@ -34,6 +36,7 @@ def load_toolkit(row: Target) -> Toolkit:
     """
     if row.flavour is None:
         raise InputError(f"Target '{row.name}' has no engines to build.")
+    refuse_elsewhere(row, platform.machine())
     name, extra = _MODULES[row.flavour]
     try:
         module = importlib.import_module(name)
@@ -48,6 +51,15 @@ def load_toolkit(row: Target) -> Toolkit:
     version = parse_version(str(module.__version__))
     check_version(row, version)
     return Toolkit(module, version)
+
+
+def refuse_elsewhere(row: Target, architecture: str) -> None:
+    """Raise `UnavailableError` for a Jetson's engines on another kind of machine, whose plans no Jetson loads."""
+    if row.name.startswith("jetson") and architecture.lower() not in _ARM:
+        raise UnavailableError(
+            f"Engines for '{row.name}' are built on the Jetson itself; this machine is {architecture}. Take the bundle there "
+            "(edgevqa bundle pack here, edgevqa bundle unpack there) and run the same command on it."
+        )
 
 
 def check_version(row: Target, version: Version) -> None:
@@ -81,7 +93,7 @@ def refuse_impossible(options: BuildOptions, toolkit: Toolkit) -> None:
         problems.append("--dla-core: this TensorRT drives no DLA")
     for capability in options.compute_capabilities:
         if rtx and capability_member(toolkit, capability) is None:
-            known = ", ".join(sorted(readable_capabilities(toolkit)))
+            known = ", ".join(readable_capabilities(toolkit))
             problems.append(f"--compute-capability {capability}: this TensorRT-RTX knows {known}")
     if problems:
         raise InputError("This build cannot be made: " + "; ".join(problems) + ".")
@@ -93,9 +105,9 @@ def capability_member(toolkit: Toolkit, capability: str) -> Any:
 
 
 def readable_capabilities(toolkit: Toolkit) -> list[str]:
-    """What the module's enum knows: "8.0", "12.0"."""
+    """What the module's enum knows, in order: "8.0", "12.0"."""
     names = [name[2:] for name in toolkit.module.ComputeCapability.__members__ if name.startswith("SM")]
-    return [f"{name[:-1]}.{name[-1]}" for name in names]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=capability_numbers)
 
 
 def network_flags(trt: Any) -> int:

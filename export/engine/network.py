@@ -20,10 +20,21 @@ _FIXES = (
     ),
     ("opset", "Export again for the target: edgevqa export SOURCE --target {target} -o BUNDLE"),
     ("attention", "Export again: our own graphs write attention as MatMul, Softmax, MatMul."),
-    ("dedicated kernel", "Build the fp16 variant: FP32 attention has no kernel here."),
-    ("compute capability", "Name compute capabilities of 8.0 and up, or build the fp16 variant."),
+    (
+        "fp32 gemm",
+        "Name compute capabilities of 8.0 and up alone (--compute-capability 8.0), or build --precision fp16.",
+    ),
+    ("fp8", "Name compute capabilities of 8.9 and up alone (--compute-capability 8.9), or build --precision int8."),
+    ("dedicated kernel", "Build --precision fp16: FP32 attention has no kernel here."),
+    (
+        "compute capability",
+        "Name compute capabilities of 8.0 and up (--compute-capability 8.0), or build --precision fp16.",
+    ),
     ("unsupported", "Export again for the target: edgevqa export SOURCE --target {target} -o BUNDLE"),
-    ("out of memory", "Raise --workspace, or build the fp16 or int8 variant."),
+    (
+        "out of memory",
+        "Raise --workspace, or build a smaller variant (--precision int8), or smaller batches (--batch 1).",
+    ),
     ("workspace", "Raise --workspace."),
 )
 _ARITHMETIC = ("MATRIX_MULTIPLY", "CONVOLUTION", "NORMALIZATION", "SOFTMAX", "ATTENTION")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,11 @@ import msgspec
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.targets import Target, target
 
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_DECIMAL = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS = {**_DECIMAL, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 MAX_OPTIMIZATION_LEVEL = 5
+MOST = 2**31 - 1  # of any size or count
+_MOST_BYTES = 2**62
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,41 +53,74 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if not row.builds_engines:
             reason = row.cannot.get("build", f"it runs the ONNX graphs with {row.backend}, no engine is needed")
             raise InputError(f"Target '{self.target}' has no engines to build: {reason}.")
-        if not self.batch or min(self.batch) < 1:
-            raise InputError(f"--batch {','.join(map(str, self.batch))}: expected sizes of 1 or more, such as 1,4,8.")
-        if min(self.max_question, self.max_prompt, self.max_new_tokens) < 0:
-            raise InputError(
-                "--max-question, --max-prompt and --max-new-tokens are counts of tokens; expected 1 or more."
-            )
+        self._check_sizes()
         level = self.optimization_level
         if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
             raise InputError(f"--optimization-level {level}: expected 0 (quick build) to {MAX_OPTIMIZATION_LEVEL}.")
-        for name, (low, usual, high) in self.axes.items():
-            if not 1 <= low <= usual <= high:
-                raise InputError(f"--axis {name}={low}:{usual}:{high}: expected 1 <= least <= usual <= most.")
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", capability):
-                raise InputError(f"--compute-capability {capability}: expected a number such as 8.9.")
+                meant = f" Did you mean {capability}.0?" if re.fullmatch(r"\d\d?", capability) else ""
+                raise InputError(f"--compute-capability {capability}: expected a number such as 8.9.{meant}")
         if self.compute_capabilities and row.flavour != "tensorrt-rtx":
             raise InputError(
                 f"--compute-capability is for target 'rtx'; engines for '{self.target}' are built for the GPU at hand."
             )
         if self.dla_core is not None and not row.dla:
             raise InputError(f"--dla-core: {row.cannot.get('DLA', 'this target has no DLA')}.")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise InputError(f"--dla-core {self.dla_core}: expected 0 or more.")
+
+    def _check_sizes(self) -> None:
+        if not self.batch or min(self.batch) < 1 or max(self.batch) > MOST:
+            raise InputError(f"--batch {','.join(map(str, self.batch))}: expected sizes of 1 or more, such as 1,4,8.")
+        counts = {
+            "--max-question": self.max_question,
+            "--max-prompt": self.max_prompt,
+            "--max-new-tokens": self.max_new_tokens,
+        }
+        for name, count in counts.items():
+            if not 0 <= count <= MOST:
+                raise InputError(
+                    f"{name} {count}: it is a count of tokens; expected 1 to {MOST:,}, or 0 for what the model takes."
+                )
+        for name, (low, usual, high) in self.axes.items():
+            if not 1 <= low <= usual <= high <= MOST:
+                raise InputError(f"--axis {name}={low}:{usual}:{high}: expected 1 <= least <= usual <= most.")
 
     @property
     def row(self) -> Target:
         """The target's facts."""
         return target(self.target)
 
+    def recorded(self) -> dict[str, int | float | str | bool | None]:
+        """What engine.json says of the builder's options: those that were given, and the batch sizes."""
+        counts = {
+            "max_question": self.max_question or None,
+            "max_prompt": self.max_prompt or None,
+            "max_new_tokens": self.max_new_tokens or None,
+            "axes": " ".join(f"{name}={':'.join(map(str, sides))}" for name, sides in self.axes.items()) or None,
+            "workspace_bytes": self.workspace_bytes,
+            "optimization_level": self.optimization_level,
+        }
+        return {
+            "batch": ",".join(map(str, self.batch)),
+            **{name: each for name, each in counts.items() if each is not None},
+        }
+
+
+def capability_numbers(capability: str) -> tuple[int, ...]:
+    """`(12, 0)` of "12.0", by which they are in order."""
+    return tuple(int(part) for part in capability.split("."))
+
 
 def parse_size(text: str, option: str) -> int:
     """Bytes of `2GB`, `512MiB` or a plain number. Raises `InputError` naming the option."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     unit = match.group(2) if match else ""
-    if match is None or unit not in _UNITS or float(match.group(1)) <= 0:
+    size = 0 if match is None or unit not in _UNITS else float(match.group(1)) * _UNITS[unit]
+    if not 1 <= size <= _MOST_BYTES:
         raise InputError(f"{option} {text}: expected a size such as 2GB or 512MiB.")
-    return int(float(match.group(1)) * _UNITS[unit])
+    return int(size)
 
 
 def parse_axis(text: str) -> tuple[str, tuple[int, int, int]]:
@@ -93,3 +130,13 @@ def parse_axis(text: str) -> tuple[str, tuple[int, int, int]]:
         raise InputError(f"--axis {text}: expected NAME=LEAST:USUAL:MOST, such as frames=1:4:8.")
     low, usual, high = (int(part) for part in match.groups()[1:])
     return match.group(1), (low, usual, high)
+
+
+def parse_axes(texts: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """`--axis` as often as it was given. Raises `InputError` for a name that is given twice."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, sides in map(parse_axis, texts):
+        if name in found:
+            raise InputError(f"--axis {name} is given twice; expected once for each axis.")
+        found[name] = sides
+    return found

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO
@@ -18,11 +17,15 @@ from typing import IO
 import msgspec
 
 from edgevqa.export.engine.protocol import Built, Job, Message, Phase, Refused, encode_line
-from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError, UnavailableError
+from edgevqa.export.engine.smaller import smaller_text
+from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, kind_of
+from edgevqa.runtime.processes import ending_text, free_mb
 
+_CHILD = ("-m", "edgevqa.export.engine.child")
 _POLL_S = 0.1
+_SHORT_MB = 1000.0  # free memory below which the system may have ended a process that asked for more
+_AGAIN = "Run the command again: engines that are finished are kept."
 _GRACE_S = 10.0  # how long a cancelled build may take to come to TensorRT's next step
-_BRANCHES = {kind.exit_code: kind for kind in (CheckFailed, InputError, UnavailableError)}
 
 Tell = Callable[[Phase, float], None]
 """Called with the phase and the process's resident size in MB of 10^6 bytes."""
@@ -34,17 +37,17 @@ def run_job(job: Job, tell: Tell, *, memory_budget_bytes: int | None = None) -> 
     Raises what the process raised, `CheckFailed` where it went over the memory budget, and `EdgeVQAError` with the
     memory that it had reached where it died.
     """
-    peak = 0.0
+    reached = _Reached()
     with tempfile.TemporaryFile() as told, _process(job, told) as process:
         lines = _lines(process)
-        phase = Phase(name="starting", done=0, total=1)
+        phase = Phase(name="starting", done=0, total=0)
         while True:
             resident = resident_mb(process.pid)
-            peak = max(peak, resident)
+            reached.note(resident)
             if memory_budget_bytes is not None and resident * 1e6 > memory_budget_bytes:
                 raise CheckFailed(
                     f"Building graph '{job.graph}' took {resident:,.0f} MB of memory; the budget is "
-                    f"{memory_budget_bytes / 1e6:,.0f} MB. {_SMALLER}"
+                    f"{memory_budget_bytes / 1e6:,.0f} MB. {smaller_text(job.options, job.numerics)}"
                 )
             try:
                 message = lines.get(timeout=_POLL_S)
@@ -52,26 +55,39 @@ def run_job(job: Job, tell: Tell, *, memory_budget_bytes: int | None = None) -> 
                 tell(phase, resident)
                 continue
             if message is None:
-                raise EdgeVQAError(_epitaph(job, process.wait(), peak, told))
+                raise EdgeVQAError(_epitaph(job, process.wait(), reached, told))
             if isinstance(message, Built):
                 return message
             if isinstance(message, Refused):
-                raise _BRANCHES.get(message.exit_code, EdgeVQAError)(message.message)
+                raise kind_of(message.exit_code)(message.message)
             phase = message
             tell(phase, resident)
 
 
-_SMALLER = (
-    "Build the fp16 or int8 variant (--precision), fewer or smaller batches (--batch), "
-    "a smaller --workspace, or raise --memory-budget."
-)
+class _Reached:
+    """The most memory that the process had, and the least that the machine then had left; None where it is not known."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self.free_mb = free_mb()
+
+    def note(self, resident_mb: float) -> None:
+        self.peak_mb = max(self.peak_mb, resident_mb)
+        now = free_mb()
+        if now is not None and self.free_mb is not None:
+            self.free_mb = min(self.free_mb, now)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether memory may have been what the process lacked."""
+        return self.free_mb is None or self.free_mb < max(_SHORT_MB, self.peak_mb / 4)
 
 
 @contextlib.contextmanager
 def _process(job: Job, told: IO[bytes]) -> Generator[subprocess.Popen[bytes], None, None]:
     """The process, in a session of its own so that Ctrl-C reaches this process alone; stopped on leaving."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgevqa.export.engine.child"],
+        [sys.executable, *_CHILD, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=told,
@@ -117,18 +133,24 @@ def _lines(process: subprocess.Popen[bytes]) -> queue.Queue[Message | None]:
     return found
 
 
-def _epitaph(job: Job, code: int, peak: float, told: IO[bytes]) -> str:
-    """How the process ended, and what to change."""
+def _epitaph(job: Job, code: int, reached: _Reached, told: IO[bytes]) -> str:
+    """How the process ended, and what to do."""
+    free = "" if reached.free_mb is None else f", with {reached.free_mb:,.0f} MB of memory free"
+    ended = f"The process that built graph '{job.graph}' {ending_text(code)} at {reached.peak_mb:,.0f} MB{free}."
     if code == -signal.SIGKILL:
-        return (
-            f"The process that built graph '{job.graph}' was killed after it had taken {peak:,.0f} MB, most likely "
-            f"because the memory did not suffice. {_SMALLER}"
-        )
+        if reached.is_short:
+            return f"{ended} Most likely the memory did not suffice. {smaller_text(job.options, job.numerics)}"
+        return f"{ended} That is hardly for want of memory: something else ended it. {_AGAIN}"
     size = told.seek(0, os.SEEK_END)
     told.seek(max(0, size - 2000))
     lines = told.read().decode(errors="replace").strip().splitlines()
     last = f" It said: {lines[-1]}" if lines else ""
-    return f"The process that built graph '{job.graph}' ended with code {code} at {peak:,.0f} MB.{last}"
+    if code < 0:
+        return (
+            f"{ended}{last} That is a fault within TensorRT or its driver. {_AGAIN} If it ends so again, try another "
+            "--precision or --optimization-level, update TensorRT, and report it with 'edgevqa inspect --json' of the bundle."
+        )
+    return f"{ended}{last} {_AGAIN}"
 
 
 def resident_mb(pid: int) -> float:
@@ -138,21 +160,3 @@ def resident_mb(pid: int) -> float:
             if line.startswith("VmRSS"):
                 return int(line.split()[1]) * 1024 / 1e6
     return 0.0
-
-
-class TimeLeft:
-    """An estimate of the time left of a phase, from the pace so far."""
-
-    def __init__(self) -> None:
-        self._phase, self._started = "", 0.0
-
-    def tell(self, phase: Phase) -> str:
-        """`tactics 40 of 120 (33 %), about 12 s left`."""
-        now = time.monotonic()
-        if phase.name != self._phase:
-            self._phase, self._started = phase.name, now
-        if phase.total <= 0:
-            return phase.name
-        share = phase.done / phase.total
-        left = f", about {(now - self._started) / share * (1 - share):.0f} s left" if 0 < share < 1 else ""
-        return f"{phase.name} {phase.done} of {phase.total} ({share:.0%}){left}"

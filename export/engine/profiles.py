@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.pictures import least_picture
 from edgevqa.runtime.axes import (
     USUAL_QUESTION,
     Range,
@@ -90,13 +91,21 @@ def _prompt(
     words: Range,
     template: int | None,
 ) -> _Prompt:
-    new_tokens = options.max_new_tokens or (manifest.generation.max_new_tokens if manifest.generation else 1)
+    generation = manifest.generation
+    if options.max_new_tokens and generation is None:
+        raise InputError(
+            f"--max-new-tokens {options.max_new_tokens}: this model generates nothing, so there is no answer to bound. Leave "
+            "the option out."
+        )
+    new_tokens = options.max_new_tokens or (generation.max_new_tokens if generation else 1)
     if not any("slots" in tensor.shape for graph in graphs.values() for tensor in graph.inputs):
         if options.max_prompt:
             raise InputError(
                 "--max-prompt is for models whose decoder reads pictures and prompts; this one's does not."
             )
         begun = words[2] if reads_prompts(graphs) else 0
+        if options.max_new_tokens:
+            _refuse_longer(manifest, options, begun, new_tokens)
         return _Prompt(most=begun, new_tokens=new_tokens, rest=begun and begun + 1)  # the start token is read with it
     picture = picture_tokens(manifest, graphs)
     if picture is None:
@@ -105,21 +114,36 @@ def _prompt(
         )
     around = _template_tokens(manifest) if template is None else template + _MARGIN
     most = options.max_prompt or picture + around + words[2]
-    if manifest.image is not None and manifest.image.processor == "fixed" and most <= picture:
-        raise InputError(f"--max-prompt {most}: a picture alone takes {picture} tokens of a prompt.")
-    longest = manifest.generation.max_context if manifest.generation else None
+    least = least_picture(manifest, picture)
+    if most <= least:
+        some = "" if least == picture else "at least "
+        raise InputError(f"--max-prompt {most}: a picture alone takes {some}{least} tokens of a prompt.")
+    longest = generation.max_context if generation else None
     if longest is not None and most + new_tokens > longest:
-        if options.max_prompt or new_tokens >= longest:
-            raise InputError(
-                f"A prompt of {most} tokens (--max-prompt) and an answer of {new_tokens} (--max-new-tokens) are more than the "
-                f"{longest} that the model takes together."
-            )
+        if options.max_prompt or longest - new_tokens <= least:
+            _refuse_longer(manifest, options, most, new_tokens)
         most = longest - new_tokens
     picture = min(picture, most)
     slots = most if options.max_prompt else picture  # a longer prompt may have several pictures
     rest = min(around + words[2], most)
     return _Prompt(
         most=most, new_tokens=new_tokens, first=min(picture + around, most), rest=rest, picture=picture, slots=slots
+    )
+
+
+def _refuse_longer(manifest: Manifest, options: BuildOptions, prompt: int, new_tokens: int) -> None:
+    """Raise `InputError` where the model does not take a prompt and an answer of so many tokens together."""
+    longest = manifest.generation.max_context if manifest.generation else None
+    if longest is None or prompt + new_tokens <= longest:
+        return
+    given = " (--max-prompt)" if options.max_prompt else ""
+    asked = " (--max-new-tokens)" if options.max_new_tokens else ""
+    begun = f"An answer of {new_tokens} tokens{asked} is"
+    if prompt:
+        begun = f"A prompt of {prompt} tokens{given} and an answer of {new_tokens}{asked} are"
+    less = f"--max-new-tokens {longest - prompt}" if prompt < longest else "a smaller --max-prompt or --max-new-tokens"
+    raise InputError(
+        f"{begun} more than the {longest} that the model takes{' together' if prompt else ''}. Give {less}."
     )
 
 
@@ -139,15 +163,6 @@ def _template_tokens(manifest: Manifest) -> int:
 def _rows(usual: int, most: int) -> dict[str, Range]:
     rows = (1, usual, most)
     return {"batch": rows, "image": rows}
-
-
-def check_axes(given: Mapping[str, Range], graphs: Mapping[str, GraphSpec]) -> None:
-    """Raise `InputError` for ranges of an axis that no graph has."""
-    tensors = [tensor for graph in graphs.values() for tensor in graph.inputs]
-    known = sorted({axis for tensor in tensors for axis in tensor.shape if isinstance(axis, str)})
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InputError(f"--axis {unknown[0]}: no graph has that axis. The axes are {', '.join(known) or 'none'}.")
 
 
 def graph_profiles(name: str, graph: GraphSpec, ranges: Sequence[Mapping[str, Range]]) -> list[Profile]:

@@ -6,7 +6,7 @@ import msgspec
 
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.engines import Profile
-from edgevqa.runtime.manifest import TensorSpec
+from edgevqa.runtime.manifest import Numerics, TensorSpec
 from edgevqa.runtime.plans import Version
 
 
@@ -15,7 +15,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Job(_Line, frozen=True, kw_only=True):
-    """One graph to build: paths, profiles, and the variant's precision."""
+    """One graph to build: paths, profiles, and the variant's precision; `half` where a part of it is below float32."""
 
     graph: str
     onnx: str
@@ -23,6 +23,7 @@ class Job(_Line, frozen=True, kw_only=True):
     profiles: list[Profile]
     options: BuildOptions
     half: bool
+    numerics: Numerics = "fp32"
     timing_cache: str | None
 
 
@@ -35,13 +36,19 @@ class Phase(_Line, frozen=True, kw_only=True, tag="phase"):
 
 
 class Built(_Line, frozen=True, kw_only=True, tag="built"):
-    """The engine is written. `high_operators` counts the layers that compute in FP32, by TensorRT's type."""
+    """The engine is written.
+
+    `profiles` are those that TensorRT has. `high_operators` counts the network's layers that compute in FP32, by its type;
+    `fp32_layers` names the engine's, where a GPU could load it.
+    """
 
     version: Version
+    profiles: list[Profile]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     high_layers: list[str]
     high_operators: dict[str, int]
+    fp32_layers: list[str] | None
     seconds: float
     peak_memory_mb: float
     warnings: list[str]

@@ -11,9 +11,9 @@ import torch
 
 from edgevqa.export import ExportOptions, export
 from edgevqa.export.components.vision import folded_out_proj
-from edgevqa.export.legacy import trtexec_lines
 from edgevqa.export.options import MAX_OPSET
 from edgevqa.export.sources import resolve_source
+from edgevqa.export.trtexec import reads_language, trtexec_lines
 from edgevqa.export.verify import cosine, max_abs_difference
 from edgevqa.models.qavit.model import QAViTForVQA
 from edgevqa.models.qavit.official import load_official
@@ -125,7 +125,10 @@ def test_the_legacy_target_gets_opset_17_that_agrees(official: Write, tmp_path: 
         model = onnx.load(exported.bundle.graph_path("fp32", name), load_external_data=False)
         assert all("axes" in {a.name for a in n.attribute} for n in model.graph.node if n.op_type == "ReduceMean")
         onnx.checker.check_model(str(exported.bundle.graph_path("fp32", name)), full_check=True)
-        assert line.startswith(f"trtexec --onnx={graph.file.path} --saveEngine={name}.engine --fp16")
+        assert line.startswith(f"trtexec --onnx={graph.file.path} --saveEngine={name}.engine")
+        assert (" --fp16 " in line) is not reads_language(name, graph), "T5's feed-forward layers overflow in FP16"
+    halved = [line.split("--saveEngine=")[1].split(".")[0] for line in lines if " --fp16 " in line]
+    assert halved == ["vision_trunk", "vision_fusion", "projector"]
     assert "--maxShapes=decoder_input_ids:8x1" in lines[-1]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgevqa.export.engine import child
+from edgevqa.export.engine.capabilities import built_for
 from edgevqa.export.engine.flavours import load_toolkit
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
@@ -76,3 +81,40 @@ def test_a_dla_core_that_is_not_there_is_refused(bundle: Bundle, tmp_path: Path)
     made = job(bundle, tmp_path, name="jetson-orin-jp6", dla_core=0)
     with pytest.raises(InputError, match="--dla-core 0: TensorRT finds 0 DLA cores here"):
         child._configure(load_toolkit(target("rtx")), builder, made)
+
+
+def test_it_stops_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = child.Stop(os.getppid())
+    assert not stop.asked
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.asked, "someone else took it over"
+    assert not child.Stop().asked
+
+
+def test_it_does_not_begin_for_a_parent_that_is_gone() -> None:
+    command = [sys.executable, "-m", "edgevqa.export.engine.child", "999999999"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (129, b"")
+
+
+def test_it_sets_what_the_record_lists(bundle: Bundle, tmp_path: Path) -> None:
+    toolkit = load_toolkit(target("rtx"))
+    builder = trt.Builder(child.make_logger(trt))
+    for numerics in ("fp16", "fp8-fp16"):
+        made = msgspec.structs.replace(job(bundle, tmp_path, half=True), numerics=numerics)
+        config = child._configure(toolkit, builder, made)
+        found = [config.get_compute_capability(number) for number in range(config.num_compute_capabilities)]
+        told = built_for(made.options, made.numerics, toolkit)
+        assert [f"SM{each.replace('.', '')}" for each in told] == [each.name for each in found]
+
+
+def test_a_timing_cache_is_looked_at_before_the_graph_is_read(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: Any, job: Job, logger: Any) -> None:
+        raise InputError("no timing cache")
+
+    monkeypatch.setattr(child, "open_timing_cache", refuse)
+    monkeypatch.setattr(child, "parse_network", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(InputError, match="no timing cache"):
+        child.build(job(bundle, tmp_path), child.Stop(), lambda phase: None)

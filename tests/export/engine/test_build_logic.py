@@ -1,28 +1,23 @@
-"""What a build decides before TensorRT is asked: options, profiles, versions, memory."""
+"""What a build decides before TensorRT is asked: options, profiles, versions, variants."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from edgevqa.export.engine.build import choose_buildable
-from edgevqa.export.engine.estimate import check_budget, estimate_bytes, twice_text
+from edgevqa.export.engine.choice import choose_buildable
 from edgevqa.export.engine.flavours import check_version
 from edgevqa.export.engine.network import advice, parser_message
 from edgevqa.export.engine.options import BuildOptions, parse_axis, parse_size
-from edgevqa.export.engine.profiles import axis_ranges, check_axes, graph_profiles
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.engines import Profile
-from edgevqa.runtime.errors import CheckFailed, InputError
+from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import TensorSpec
 from edgevqa.runtime.plans import parse_version
 from edgevqa.runtime.targets import target
-
-LARGE_BUILDS = Path(__file__).parents[3] / "benchmarks" / "results" / "engine_builds_large.json"
 
 
 @pytest.fixture(scope="module")
@@ -165,40 +160,6 @@ def test_the_command_makes_the_variant_that_was_asked_for(bundle: Bundle, name: 
     assert str(caught.value).endswith(f"workstation: {calibrated}edgevqa quantize {bundle.root} {command}")
 
 
-def planned(bundle: Bundle, **changes: Any) -> dict[str, list[Profile]]:
-    graphs = bundle.variant("fp32").graphs
-    ranges = axis_ranges(bundle.manifest, graphs, options(**changes))
-    return {name: graph_profiles(name, graph, ranges) for name, graph in graphs.items()}
-
-
-def test_memory_is_estimated_before_the_start(bundle: Bundle) -> None:
-    graphs, profiles = bundle.variant("fp32").graphs, planned(bundle, batch=(8,))
-    name, needed = check_budget(graphs, "fp32", profiles, None)
-    assert name == max(graphs, key=lambda each: graphs[each].parameters)
-    assert needed == estimate_bytes(graphs[name], "fp32") > estimate_bytes(graphs[name], "s8-fp16")
-    with pytest.raises(CheckFailed, match=rf"'{name}' takes about .* --memory-budget is 100 MB\. Build the int8"):
-        check_budget(graphs, "fp32", profiles, 100_000_000)
-
-
-def test_a_decoder_for_single_tokens_and_batches_takes_more(bundle: Bundle) -> None:
-    """Its weights are laid out for both. The estimates are above what the recorded builds took, by at most 40 %."""
-    large = json.loads(LARGE_BUILDS.read_text())
-    decoder = msgspec.structs.replace(bundle.variant("fp32").graphs["language_decoder"], parameters=148_440_346)
-    both, many = planned(bundle)["language_decoder"], planned(bundle, batch=(8,))["language_decoder"]
-    assert (len(both), len(many)) == (2, 1)
-    for row in large["rows"]:
-        took = row["graphs"]["language_decoder"]["peak_memory_mb"] * 1e6
-        numerics = {"int8-s8-fp16": "s8-fp16"}.get(row["variant"], row["variant"])
-        assert took <= estimate_bytes(decoder, numerics, both) <= 1.4 * took
-        assert estimate_bytes(decoder, numerics, many) < 0.85 * estimate_bytes(decoder, numerics, both)
-        size = int(row["graphs"]["language_decoder"]["size_mb"] * 1e6)
-        assert "the engine is 1." in (twice_text(decoder, numerics, both, size) or "")
-        assert twice_text(decoder, numerics, many, size) is None
-        assert twice_text(decoder, numerics, both, size // 2) is None
-    with pytest.raises(CheckFailed, match=r"Take one batch size above 1 \(--batch 4: 1 to 4 rows\), build the int8"):
-        check_budget({"language_decoder": decoder}, "fp32", {"language_decoder": both}, 2_000_000_000)
-
-
 def test_parser_errors_name_graph_layer_and_fix() -> None:
     said = "Assertion failed: Non-zero zero point is not supported."
     message = parser_message(
@@ -208,10 +169,3 @@ def test_parser_errors_name_graph_layer_and_fix() -> None:
     assert "edgevqa quantize BUNDLE --precision int8 --target rtx" in message
     assert "1 more" in message
     assert "Raise --workspace" in advice("could not find tactic: insufficient workspace", "rtx")
-
-
-def test_a_range_of_an_axis_that_no_graph_has_is_refused(bundle: Bundle) -> None:
-    graphs = bundle.variant("fp32").graphs
-    check_axes({"batch": (1, 2, 3)}, graphs)
-    with pytest.raises(InputError, match=r"--axis bacth: no graph has that axis. The axes are batch, capacity"):
-        check_axes({"bacth": (1, 2, 3)}, graphs)

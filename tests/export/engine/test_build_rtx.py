@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 import pytest
 
@@ -19,6 +20,7 @@ from edgevqa.export.engine.protocol import Job
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import check_engine, load_record
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError
+from edgevqa.runtime.paths import cache_dir
 from edgevqa.runtime.plans import read_header
 
 pytest.importorskip("tensorrt_rtx")
@@ -49,24 +51,38 @@ def test_every_graph_is_built_and_recorded(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     record = load_record(bundle, "rtx/fp32")
     assert record == built.record
-    assert set(record.graphs) == set(bundle.variant("fp32").graphs)
+    graphs = bundle.variant("fp32").graphs
+    assert set(record.graphs) == set(graphs)
+    ranges = axis_ranges(bundle.manifest, graphs, BuildOptions(target="rtx", batch=(1, 4)), template=0)
+    wanted = {name: graph_profiles(name, graph, ranges) for name, graph in graphs.items()}
     for name, engine in record.graphs.items():
         path = check_engine(bundle, "rtx/fp32", name, record)
         assert read_header(path).version == record.tensorrt_version
         assert [tensor.name for tensor in engine.inputs] == [t.name for t in bundle.graph("fp32", name).inputs]
         assert [tensor.dtype for tensor in engine.outputs] == [t.dtype for t in bundle.graph("fp32", name).outputs]
+        assert engine.profiles == wanted[name], "as TensorRT-RTX tells of those that it was given"
         assert len(engine.profiles) == 2
+        assert engine.fp32_layers is None, "an FP32 engine's layers are no news"
         assert engine.size_bytes == path.stat().st_size
     assert all(report.passed for report in bundle.verify())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "numerics"), [("fp16", "fp16"), ("int8", "s8-fp16")])
+@pytest.mark.parametrize(
+    ("precision", "numerics"), [("fp16", "fp16"), ("int8", "s8-fp16"), ("mixed", "s8-fp16"), ("fp8", "fp8-fp16")]
+)
 def test_lower_precisions_are_built_with_two_profiles(bundle_path: Path, precision: str, numerics: str) -> None:
-    quantize(bundle_path, QuantizeOptions(precision=precision, targets=("rtx",), data="scenes:3:64", samples=8))  # type: ignore[arg-type]
+    search = (
+        {"samples": 16, "max_drop": 50.0, "time_limit_s": 2.0, "min_agreement": 0.0}
+        if precision == "mixed"
+        else {"samples": 8}
+    )
+    options = {"precision": precision, "targets": ("rtx",), "data": "scenes:3:64", **search}
+    quantize(bundle_path, QuantizeOptions(**options))  # type: ignore[arg-type]
     built = build(bundle_path, BuildOptions(target="rtx", precision=precision, batch=(1, 4)))
     record = built.record
     assert (record.numerics, set(record.graphs)) == (numerics, set(Bundle.open(bundle_path).variant("fp32").graphs))
+    assert ("8.6" in record.compute_capabilities) is (precision != "fp8"), "GPUs before 8.9 have no FP8"
     for name, engine in record.graphs.items():
         assert len(engine.profiles) == 2
         assert not engine.high_layers, f"{name}: no matrix product is left in FP32"
@@ -92,7 +108,12 @@ def test_a_stopped_build_goes_on_where_it_was(bundle_path: Path) -> None:
     assert [path.name for path in bundle_path.parent.iterdir()] == ["bundle"]
     built = build(bundle_path, options)
     assert len(built.reused) == 2
-    assert not build(bundle_path, options).reused, "what the bundle has is not kept twice"
+    again = build(bundle_path, options)
+    assert again.reused == list(again.record.graphs), "the bundle has them all"
+    assert again.record == built.record
+    assert all(report.passed for report in Bundle.open(bundle_path).verify())
+    assert not list((cache_dir() / "engines").glob("*")), "what the bundle has is not kept twice"
+    assert not build(bundle_path, msgspec.structs.replace(options, optimization_level=2)).reused
 
 
 def test_a_graph_that_tensorrt_refuses_names_graph_layer_and_fix(bundle_path: Path, tmp_path: Path) -> None:
@@ -121,7 +142,7 @@ def test_a_killed_child_is_reported_with_what_it_reached(bundle_path: Path, tmp_
         for pid in _children():
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(EdgeVQAError, match=r"built graph 'language_decoder' was killed after it had taken [\d,]+ MB"):
+    with pytest.raises(EdgeVQAError, match=r"built graph 'language_decoder' was ended by SIGKILL at [\d,]+ MB"):
         run_job(made, kill)
 
 
@@ -142,5 +163,5 @@ def test_impossible_options_are_refused_with_the_reason(bundle_path: Path) -> No
 
 def test_compute_capability_7_5_takes_no_fp32_product(bundle_path: Path, tmp_path: Path) -> None:
     made = job(Bundle.open(bundle_path), "projector", tmp_path, compute_capabilities=("7.5",))
-    with pytest.raises(CheckFailed, match="cannot build graph 'projector'"):
+    with pytest.raises(CheckFailed, match=r"Graph 'projector' keeps the FP32 product '.+', and .* 7\.5 takes none"):
         run_job(made, lambda phase, resident: None)

@@ -9,11 +9,13 @@ import msgspec
 import pytest
 
 from edgevqa.export.engine.options import BuildOptions
+from edgevqa.export.engine.pictures import least_picture
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import GraphSpec, ImageSpec, Manifest, TensorSpec, TextSpec
+from edgevqa.runtime.preprocessing.idefics3 import TileSettings, TileTokens
 from edgevqa.runtime.questions import Questions
 from tests.runtime.pipelines.conftest import TOKENS, write_toy
 from tests.runtime.pipelines.decoder_only_toy import TEMPLATE, write_decoder_only
@@ -132,7 +134,8 @@ def test_pictures_of_many_sizes_bring_their_axes(bundle: Bundle) -> None:
         ({"max_prompt": 30}, 32, r"prompt of 30 tokens .*answer of 6 .* the 32 that the model takes"),
         ({"max_new_tokens": 32}, 32, r"answer of 32 \(--max-new-tokens\) are more than the 32"),
         ({"max_question": 13}, None, "at most 12 tokens"),
-        ({"max_prompt": -1}, None, "--max-prompt and --max-new-tokens are counts"),
+        ({"max_prompt": -1}, None, "--max-prompt -1: it is a count of tokens"),
+        ({"max_new_tokens": 15}, 16, r"prompt of \d+ tokens and an answer of 15 \(--max-new-tokens\)"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(
@@ -141,6 +144,39 @@ def test_bounds_that_cannot_be_are_refused(
     manifest = bundle.manifest if most is None else context(bundle.manifest, most)
     with pytest.raises(InputError, match=message):
         ranges(bundle, manifest, **changes)
+
+
+@pytest.mark.parametrize(("most", "refused"), [(1, True), (3, True), (4, True), (5, False)])
+def test_a_prompt_has_room_for_the_smallest_of_pictures_of_many_sizes(bundle: Bundle, most: int, refused: bool) -> None:
+    """The toy's 100 tokens are of 25 tiles at most, so one tile takes 4."""
+    manifest = image(bundle.manifest, processor="tiles", tokens=100, axes={"tiles": (1, 5, 25)})
+    graphs = {
+        name: msgspec.structs.replace(graph, outputs=[]) if name == "vision" else graph
+        for name, graph in bundle.variant("fp32").graphs.items()
+    }
+    options = BuildOptions(target="rtx", max_prompt=most)
+    if not refused:
+        assert axis_ranges(manifest, graphs, options)
+        return
+    with pytest.raises(InputError, match=rf"--max-prompt {most}: a picture alone takes at least 4 tokens"):
+        axis_ranges(manifest, graphs, options)
+
+
+def test_the_smallest_picture_of_tiles_is_told_by_its_names(bundle: Bundle) -> None:
+    tokens = TileTokens(
+        picture=7, places=4, opening=(1,), whole=(2,), tiles=(((3,), (4,)),), row_end=(5,), grid_end=(6,)
+    )
+    settings = TileSettings(tile=8, longest_side=16, split=True, tokens=tokens)
+    manifest = image(
+        bundle.manifest, processor="idefics3", settings=msgspec.to_builtins(settings), axes={"tiles": (1, 2, 3)}
+    )
+    assert least_picture(manifest, 21) == 4 + 3, "the whole picture with what opens and closes it"
+
+
+def test_no_option_is_named_that_was_not_given(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"an answer of 32 \(--max-new-tokens\) are more than the 32") as caught:
+        ranges(bundle, context(bundle.manifest, 32), max_new_tokens=32)
+    assert "(--max-prompt)" not in str(caught.value)
 
 
 def test_a_picture_of_unknown_share_is_asked_for(bundle: Bundle) -> None:
@@ -179,6 +215,17 @@ class TestEncoderDecoder:
     def test_prompts_are_not_bounded_where_there_are_none(self, toy: Bundle) -> None:
         with pytest.raises(InputError, match="--max-prompt is for models whose decoder reads"):
             ranges(toy, max_prompt=10)
+
+    def test_answers_are_as_long_as_the_model_takes(self, toy: Bundle) -> None:
+        manifest = context(toy.manifest, 40)
+        assert ranges(toy, manifest, max_new_tokens=40)[0]["capacity"] == (40, 40, 40)
+        with pytest.raises(InputError, match=r"An answer of 41 tokens \(--max-new-tokens\) is more than the 40 that"):
+            ranges(toy, manifest, max_new_tokens=41)
+
+    def test_answers_are_not_bounded_where_nothing_is_generated(self, tmp_path: Path) -> None:
+        toy = Bundle.open(write_classifier(tmp_path / "toy"))
+        with pytest.raises(InputError, match="--max-new-tokens 5: this model generates nothing"):
+            ranges(toy, max_new_tokens=5)
 
     @pytest.mark.parametrize("most", [5, 40])
     def test_a_second_reader_of_the_question_has_words_of_its_own(self, toy: Bundle, most: int) -> None:
