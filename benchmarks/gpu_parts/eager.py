@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,11 @@ def measure_torch(task: Task, samples: Sequence[Sample], *, gpu_memory: Callable
         latency[name] = _spread(partial(answers.answer, [picture], [question]), task.rounds, task.device)
         tokens[name] = answers.tokens
     answer_ms: dict[int, Spread] = {}
+    not_run: dict[str, str] = {}
     for batch in task.batches:
         images, questions = zip(*(pairs[number % len(pairs)] for number in range(batch)), strict=True)
-        answer_ms[batch] = _spread(partial(answers.answer, images, questions), task.rounds, task.device)
+        with _memory_permitting(f"batch {batch}", not_run):
+            answer_ms[batch] = _spread(partial(answers.answer, images, questions), task.rounds, task.device)
     with EnergyMeter.open(gpu=task.device == "cuda") as meter:
         first = meter.joules()
         for image, question in pairs:
@@ -102,7 +105,8 @@ def measure_torch(task: Task, samples: Sequence[Sample], *, gpu_memory: Callable
         latency_ms=latency,
         tokens=tokens,
         answer_ms=answer_ms,
-        graph_ms=_vision(answers, task),
+        graph_ms=_vision(answers, task, not_run),
+        not_run=not_run,
         load_s=load_s,
         process_mb=peak_memory_mb(),
         gpu_mb=None if before is None or after is None else after - before,
@@ -112,22 +116,36 @@ def measure_torch(task: Task, samples: Sequence[Sample], *, gpu_memory: Callable
 
 
 @torch.no_grad()
-def _vision(answers: TorchAnswers, task: Task) -> dict[str, dict[int, Spread]]:
+def _vision(answers: TorchAnswers, task: Task, not_run: dict[str, str]) -> dict[str, dict[int, Spread]]:
     """The two halves of the vision tower, with inputs that are on the device already."""
-    model, image = answers.model, answers.loaded.required_image
-    config = model.config
     found: dict[str, dict[int, Spread]] = {}
     for batch in task.batches:
-        pixels = answers.pixels(np.ones((batch, 3, image.height, image.width), dtype=np.float32))
-        states = model.vision.trunk(pixels)
-        trunk = _spread(partial(model.vision.trunk, pixels), task.rounds, task.device)
-        found.setdefault("vision_trunk", {})[batch] = trunk
-        if config.fused:
-            question = torch.zeros(batch, WORDS, config.text_config.d_model, device=task.device, dtype=answers.dtype)
-            mask = torch.ones(batch, WORDS, dtype=torch.int64, device=task.device)
-            fuse = _spread(partial(model.vision.fuse, states, question, mask), task.rounds, task.device)
-            found.setdefault("vision_fusion", {})[batch] = fuse
+        with _memory_permitting(f"vision, batch {batch}", not_run):
+            _vision_of(answers, task, batch, found)
     return found
+
+
+def _vision_of(answers: TorchAnswers, task: Task, batch: int, found: dict[str, dict[int, Spread]]) -> None:
+    model, image = answers.model, answers.loaded.required_image
+    pixels = answers.pixels(np.ones((batch, 3, image.height, image.width), dtype=np.float32))
+    states = model.vision.trunk(pixels)
+    trunk = _spread(partial(model.vision.trunk, pixels), task.rounds, task.device)
+    found.setdefault("vision_trunk", {})[batch] = trunk
+    if model.config.fused:
+        question = torch.zeros(batch, WORDS, model.config.text_config.d_model, device=task.device, dtype=answers.dtype)
+        mask = torch.ones(batch, WORDS, dtype=torch.int64, device=task.device)
+        fuse = _spread(partial(model.vision.fuse, states, question, mask), task.rounds, task.device)
+        found.setdefault("vision_fusion", {})[batch] = fuse
+
+
+@contextmanager
+def _memory_permitting(what: str, not_run: dict[str, str]) -> Generator[None, None, None]:
+    """Go on where the GPU's memory is too small for a batch, and say so."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        not_run[what] = str(error).partition("\n")[0]
+        torch.cuda.empty_cache()
 
 
 def _spread(work: Callable[[], object], rounds: int, device: str) -> Spread:

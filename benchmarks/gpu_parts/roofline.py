@@ -1,16 +1,30 @@
-"""The device's own bounds: the rate of large matrix products, and of copying."""
+"""The device's own bounds: the rate of large matrix products, and of copying.
+
+python -m benchmarks.gpu_parts.roofline cuda|cpu ROOFLINE.json
+"""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import msgspec
 import torch
 
 from benchmarks.gpu_parts.figures import Roofline
 
 WARM_UP, RUNS = 3, 20
+
+
+def main() -> None:
+    """Measure, with sizes that fill a GPU, or small ones on a CPU; write."""
+    device = sys.argv[1]
+    sizes = (8192, 1000) if device == "cuda" else (512, 16)
+    found = measure_roofline(device, size=sizes[0], copied_mb=sizes[1])
+    Path(sys.argv[2]).write_bytes(msgspec.json.encode(found))
 
 
 def measure_roofline(device: str, *, size: int, copied_mb: int) -> Roofline:
@@ -46,3 +60,7 @@ def synchronise(device: str) -> None:
     """Wait for what the device was given."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

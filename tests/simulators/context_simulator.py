@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.simulators.cuda_parts import ALIGNMENT, Op, SimulatorError
-from tests.simulators.tensorrt_types import NUMPY, ExecutionContextAllocationStrategy, IOutputAllocator, Severity
+from tests.simulators.cuda_parts import ALIGNMENT, Op
+from tests.simulators.tensorrt_types import (
+    NUMPY,
+    CudaGraphStrategy,
+    ExecutionContextAllocationStrategy,
+    IOutputAllocator,
+    Severity,
+)
+from tests.simulators.writes import SimulatorError
 
 if TYPE_CHECKING:
     from tests.simulators.tensorrt_simulator import Engine
@@ -30,6 +37,7 @@ class ExecutionContext:
     ) -> None:
         """`needs` are objects that TensorRT's Python does not keep for it."""
         self.engine, self.strategy, self.needs = engine, strategy, needs
+        self.captures: CudaGraphStrategy | None = None  # how TensorRT-RTX was asked to capture by itself
         self.cuda = engine.cuda
         self.profile: int | None = None
         self.shapes: dict[str, Shape] = {}
@@ -90,8 +98,21 @@ class ExecutionContext:
         if self.engine.traits.get("shapeless"):
             self._complain("an output would have a negative dimension")
             raise RuntimeError("infer_shapes error code: -1")
+        self._check_axes()
         on_host = [name for name in self.engine.traits.get("on_host", []) if name not in self.addresses]
         return [name for name in self.engine.inputs if name not in self.shapes] + on_host
+
+    def _check_axes(self) -> None:
+        """An axis has one size in all inputs that name it."""
+        sizes: dict[str, set[int]] = {}
+        for name, shape in self.shapes.items():
+            for axis, size in zip(self.engine.axes[name], shape, strict=True):
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, set()).add(size)
+        several = [axis for axis, found in sizes.items() if len(found) > 1]
+        if several:
+            self._complain(f"dimensions of one name differ: {', '.join(several)}")
+            raise RuntimeError("infer_shapes error code: -1")
 
     def get_tensor_shape(self, name: str) -> Shape:
         self._touch()
@@ -210,17 +231,22 @@ class ExecutionContext:
     def _read(self, name: str, address: int, shape: Shape) -> NDArray[Any]:
         kind = np.dtype(NUMPY[self.engine.inputs[name]])
         on_host = name in self.engine.traits.get("on_host", [])
-        data, written = self.cuda.bytes_at(address, int(np.prod(shape)) * kind.itemsize, on_host=on_host)
-        if not on_host and not written.all():
+        memory, start = self.cuda.place(address, int(np.prod(shape)) * kind.itemsize, on_host=on_host)
+        stop = start + int(np.prod(shape)) * kind.itemsize
+        if not on_host and not memory.written[start:stop].all():
             raise SimulatorError(
                 f"'{name}' reads bytes at {address:#x} that nobody wrote: wrong dtype, or too little copied"
             )
-        return data.view(kind).reshape(shape).copy()
+        memory.writes.check_extent(start, stop, f"'{name}'")
+        memory.writes.check_dtype(start, stop, str(kind), f"'{name}'")
+        return memory.data[start:stop].view(kind).reshape(shape).copy()
 
     def _write(self, address: int, value: NDArray[Any]) -> None:
-        target, written = self.cuda.bytes_at(address, value.nbytes)
-        target[:] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        written[:] = True
+        memory, start = self.cuda.place(address, value.nbytes)
+        stop = start + value.nbytes
+        memory.data[start:stop] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        memory.written[start:stop] = True
+        memory.writes.add(start, stop, str(value.dtype), whole=True)
 
     def _complain(self, text: str) -> bool:
         self.engine.logger.log(Severity.ERROR, text)

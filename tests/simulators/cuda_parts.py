@@ -9,13 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.simulators.writes import Writes
+
 Bytes = NDArray[np.uint8]
 FIRST_ADDRESS = 0x10_0000_0000
 ALIGNMENT = 256
-
-
-class SimulatorError(AssertionError):
-    """What the real GPU, driver or TensorRT refuses, corrupts or leaves undefined."""
 
 
 class cudaError_t(enum.IntEnum):
@@ -93,6 +91,7 @@ class Memory:
         self.address = address
         self.data = data
         self.written = np.zeros(len(data), dtype=bool)
+        self.writes = Writes(len(data))
         self.kind = kind
         self.stream = stream
         self.there = stream is None

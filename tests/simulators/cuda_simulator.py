@@ -8,31 +8,31 @@ own, never reused, and memory knows which of its bytes were written. It proves n
 from __future__ import annotations
 
 import threading
+from collections import deque
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tests.simulators.cuda_parts import (
     ALIGNMENT,
     FIRST_ADDRESS,
-    Bytes,
     Event,
     Handle,
     Memory,
     Op,
     Properties,
-    SimulatorError,
     Stream,
     cudaDeviceAttr,
     cudaError_t,
     cudaMemcpyKind,
     cudaStreamCaptureMode,
 )
+from tests.simulators.simulated_memory import DeviceMemory
+from tests.simulators.writes import SimulatorError
 
 
-class CudaSimulator(ModuleType):
+class CudaSimulator(DeviceMemory, ModuleType):
     """The functions of `cuda.bindings.runtime` that edgevqa calls, with their names and arguments."""
 
     cudaError_t = cudaError_t
@@ -45,15 +45,14 @@ class CudaSimulator(ModuleType):
     cudaEventDisableTiming = 2
 
     def __init__(self, *, pools: bool = True, integrated: bool = False, capability: str = "8.6") -> None:
-        super().__init__("cuda_simulator")
+        ModuleType.__init__(self, "cuda_simulator")
+        DeviceMemory.__init__(self)
         self.lock = threading.RLock()
         self.pools = pools
         self.properties = Properties()
         self.properties.integrated = int(integrated)
         self.properties.major, self.properties.minor = (int(part) for part in capability.split("."))
         self.next_address = FIRST_ADDRESS
-        self.device: dict[int, Memory] = {}
-        self.host: dict[int, Memory] = {}
         self.handles: dict[int, Handle] = {}
         self.failures: dict[str, cudaError_t] = {}
         self.calls: dict[str, int] = {}
@@ -114,6 +113,7 @@ class CudaSimulator(ModuleType):
             raise SimulatorError(f"host address {pHost:#x} is not mapped")
         alias = Memory(self._new_address(len(memory.data)), memory.data, "alias", None)
         alias.written[:] = True  # the host writes it behind CUDA's back
+        alias.writes = memory.writes
         self.device[alias.address] = alias
         return failed or (cudaError_t.cudaSuccess, alias.address)
 
@@ -132,34 +132,51 @@ class CudaSimulator(ModuleType):
         return failed or (cudaError_t.cudaSuccess,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: Any) -> tuple[Any, ...]:
-        return self.cudaMemcpy2DAsync(dst, count, src, count, count, 1, kind, stream)
+        return self._copy((dst, count), (src, count), (count, 1), kind, stream, whole=True)
 
     def cudaMemcpy2DAsync(
         self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: int, stream: Any
     ) -> tuple[Any, ...]:
+        return self._copy((dst, dpitch), (src, spitch), (width, height), kind, stream, whole=False)
+
+    def _copy(
+        self,
+        to: tuple[int, int],
+        source: tuple[int, int],
+        sizes: tuple[int, int],
+        kind: int,
+        stream: Any,
+        *,
+        whole: bool,
+    ) -> tuple[Any, ...]:
+        """Rows of bytes; `to` and `source` are (address, pitch). A `whole` copy is one tensor, or all of one."""
         failed = self._enter("cudaMemcpyAsync")
         if failed:
             return failed
+        ((dst, dpitch), (src, spitch)), (width, height) = ((int(a), int(b)) for a, b in (to, source)), sizes
         if width < 1 or height < 1 or dpitch < width or spitch < width:
             raise SimulatorError(f"a copy of {height} rows of {width} bytes with pitches {spitch} and {dpitch}")
         to_host, from_host = kind == 2, kind == 1
         to_size, from_size = (height - 1) * dpitch + width, (height - 1) * spitch + width
-        places = [(int(dst), to_size), (int(src), from_size)]
-        self._usable(int(dst), to_size, on_host=to_host)
-        self._usable(int(src), from_size, on_host=from_host)
+        self._usable(dst, to_size, on_host=to_host)
+        self._usable(src, from_size, on_host=from_host)
 
         def run() -> None:
-            source, known = self.bytes_at(int(src), from_size, on_host=from_host)
-            target, written = self.bytes_at(int(dst), to_size, on_host=to_host)
+            origin, at = self.place(src, from_size, on_host=from_host)
+            memory, into = self.place(dst, to_size, on_host=to_host)
+            if whole and not from_host:
+                origin.writes.check_extent(at, at + from_size, f"a copy from {src:#x}")
+            dtype = origin.writes.dtype_of(at, at + from_size)
             for row in range(height):
-                part = slice(row * spitch, row * spitch + width)
-                if not from_host and not known[part].all():
+                part = slice(at + row * spitch, at + row * spitch + width)
+                if not from_host and not origin.written[part].all():
                     raise SimulatorError(f"a copy reads bytes at {src:#x} that nobody wrote")
-                into = slice(row * dpitch, row * dpitch + width)
-                target[into] = source[part]
-                written[into] = True
+                target = slice(into + row * dpitch, into + row * dpitch + width)
+                memory.data[target] = origin.data[part]
+                memory.written[target] = True
+                memory.writes.add(target.start, target.stop, None if to_host else dtype, whole=whole and not to_host)
 
-        self.give(stream, Op("copy", places, run))
+        self.give(stream, Op("copy", [(dst, to_size), (src, from_size)], run))
         return (cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: Any) -> tuple[Any, ...]:
@@ -167,9 +184,10 @@ class CudaSimulator(ModuleType):
         self._usable(int(devPtr), count, on_host=False)
 
         def run() -> None:
-            target, written = self.bytes_at(int(devPtr), count)
-            target[:] = value
-            written[:] = True
+            memory, at = self.place(int(devPtr), count)
+            memory.data[at : at + count] = value
+            memory.written[at : at + count] = True
+            memory.writes.add(at, at + count)
 
         self.give(stream, Op("fill", [(int(devPtr), count)], run))
         return failed or (cudaError_t.cudaSuccess,)
@@ -305,36 +323,13 @@ class CudaSimulator(ModuleType):
                 return
             while stream.queue:
                 op = stream.queue.popleft()
-                op.run()
+                try:
+                    op.run()
+                except BaseException:  # what comes after an error is not done; memory still comes and goes
+                    stream.queue = deque(each for each in stream.queue if each.what in ("allocate", "free"))
+                    raise
                 if op is until:
                     return
-
-    def bytes_at(self, address: int, size: int, *, on_host: bool = False) -> tuple[Bytes, NDArray[np.bool_]]:
-        """The bytes of a range, and which were written. Raises where the range is in no living allocation."""
-        for memory in list((self.host if on_host else self.device).values()):  # threads allocate meanwhile
-            start = address - memory.address
-            if start >= 0 and start + size <= len(memory.data):
-                if not memory.there:
-                    raise SimulatorError(f"memory at {address:#x} is used before its stream allocated it")
-                return memory.data[start : start + size], memory.written[start : start + size]
-        where = "pinned host" if on_host else "device"
-        raise SimulatorError(f"{size} bytes at {address:#x} are in no {where} memory: freed, too small, or foreign")
-
-    def _usable(self, address: int, size: int, *, on_host: bool) -> None:
-        """Raise unless a range may be given to a stream now."""
-        for memory in list((self.host if on_host else self.device).values()):  # threads allocate meanwhile
-            start = address - memory.address
-            if start >= 0 and start + size <= len(memory.data):
-                if memory.freeing:
-                    raise SimulatorError(f"{address:#x} is used after it was freed")
-                return
-        self.bytes_at(address, size, on_host=on_host)
-
-    def usable(self, address: int, size: int) -> None:
-        """Raise unless TensorRT may be given a device address."""
-        self._usable(address, size, on_host=False)
-        if address % ALIGNMENT:
-            raise SimulatorError(f"{address:#x} is not aligned to {ALIGNMENT} bytes")
 
     def _enter(self, function: str, *, uncaptured: bool = False, chosen: bool = True) -> tuple[Any, ...] | None:
         """Count a call, refuse it in a capture where it is forbidden, and fail where a test asked for it."""

@@ -46,7 +46,8 @@ def engine_bytes(
 ) -> bytes:
     """A simulated engine. `profiles` are `{input: {"min": [...], "opt": ..., "max": ...}}`.
 
-    Traits: `on_host` (inputs read on the host), `data_dependent` (outputs), `uncapturable`, `carries_runtime`, `shapeless`.
+    Traits: `on_host` (inputs read on the host), `data_dependent` (outputs), `uncapturable`, `carries_runtime`, `shapeless`,
+    `dla_core` (it was built for that one).
     """
     header = TAGS[flavour] + struct.pack("<I", 239) + bytes(16) + bytes(version) + bytes(36)
     text = json.dumps({"profiles": profiles, **traits}).encode()
@@ -98,6 +99,7 @@ class Engine:
         self.session = onnxruntime.InferenceSession(data[72 + length :], options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: DataType(node.type) for node in self.session.get_inputs()}
         self.outputs = {node.name: DataType(node.type) for node in self.session.get_outputs()}
+        self.axes: dict[str, list[int | str]] = {node.name: node.shape for node in self.session.get_inputs()}
         self.known_shapes: dict[tuple[Shape, ...], dict[str, Shape]] = {}
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
         self.num_optimization_profiles = len(self.profiles)
@@ -122,10 +124,12 @@ class Engine:
         self, strategy: Any = ExecutionContextAllocationStrategy.STATIC
     ) -> ExecutionContext | None:
         needs = [] if self.runtime.parent is None else [self.runtime.parent]
+        captures = None
         if isinstance(strategy, RuntimeConfig):
             needs.append(weakref.ref(strategy))
-            strategy = strategy.strategy
+            captures, strategy = strategy.cuda_graph_strategy, strategy.strategy
         context = ExecutionContext(self, strategy, needs)
+        context.captures = captures
         self.made.add(context)
         return context
 
@@ -167,6 +171,7 @@ class TensorRTSimulator(ModuleType):
         self.__version__ = ".".join(map(str, told))
         self.version = version
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.dla_cores = 0
         simulator = self
 
         class Runtime:
@@ -177,6 +182,11 @@ class TensorRTSimulator(ModuleType):
                 self.engine_host_code_allowed = False
                 self.loaded = False
                 self.parent: weakref.ref[Any] | None = None
+                self.DLA_core = 0 if simulator.dla_cores else -1
+
+            @property
+            def num_DLA_cores(self) -> int:
+                return simulator.dla_cores
 
             def load_runtime(self, path: str) -> Any:
                 other = Runtime(self.logger)
@@ -188,7 +198,11 @@ class TensorRTSimulator(ModuleType):
                     self.logger.log(Severity.ERROR, "the magic tag does not match")
                     return None
                 (length,) = struct.unpack("<Q", serialized_engine[64:72])
-                carries = json.loads(serialized_engine[72 : 72 + length]).get("carries_runtime", False)
+                traits = json.loads(serialized_engine[72 : 72 + length])
+                carries = traits.get("carries_runtime", False)
+                if traits.get("dla_core", self.DLA_core) != self.DLA_core:
+                    self.logger.log(Severity.ERROR, f"the engine is for another DLA core than {self.DLA_core}")
+                    return None
                 if carries and not self.engine_host_code_allowed and not self.loaded:
                     self.logger.log(Severity.ERROR, "the plan holds host code, which is not allowed")
                     return None

@@ -31,12 +31,16 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 for _part in (
+    "writes",
     "cuda_parts",
+    "simulated_memory",
     "cuda_simulator",
     "tensorrt_types",
     "context_simulator",
     "tensorrt_simulator",
+    "bench",
     "engine_files",
+    "typed_uploads",
 ):
     load(f"tests.simulators.{_part}", TESTS / "simulators" / f"{_part}.py")
 
@@ -50,9 +54,11 @@ make_decoder_only = _TOY.make_decoder_only
 from edgevqa.runtime.bundle import Bundle  # noqa: E402
 from edgevqa.runtime.sessions import open_session  # noqa: E402
 from edgevqa.runtime.sessions.base import Session, SessionOptions  # noqa: E402
+from tests.simulators.bench import Bench  # noqa: E402
 from tests.simulators.cuda_simulator import CudaSimulator  # noqa: E402
 from tests.simulators.engine_files import VERSIONS, add_engines  # noqa: E402
 from tests.simulators.tensorrt_simulator import TensorRTSimulator  # noqa: E402
+from tests.simulators.typed_uploads import note_dtypes  # noqa: E402
 
 Open = Callable[..., Session]
 
@@ -63,6 +69,7 @@ class Simulated:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.patch = patch
         self.start()
+        note_dtypes(patch, lambda: self.cuda)
 
     def start(self, **settings: Any) -> None:
         """A GPU with other traits than the usual."""
@@ -96,6 +103,11 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulated]:
     made = Simulated(monkeypatch)
     yield made
     assert made.left() == []
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
 
 
 @pytest.fixture

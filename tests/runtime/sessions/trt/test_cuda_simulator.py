@@ -2,84 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
-from tests.simulators.cuda_parts import SimulatorError, cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode
-from tests.simulators.cuda_simulator import CudaSimulator
-from tests.simulators.tensorrt_simulator import TensorRTSimulator, engine_bytes
-from tests.simulators.tensorrt_types import ExecutionContextAllocationStrategy, ILogger
+from tests.simulators.bench import H2D, LOCAL, Bench
+from tests.simulators.cuda_parts import cudaError_t, cudaMemcpyKind
+from tests.simulators.tensorrt_simulator import TensorRTSimulator
+from tests.simulators.tensorrt_types import ExecutionContextAllocationStrategy
+from tests.simulators.writes import SimulatorError
 
-H2D, D2H, D2D = cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToHost, cudaMemcpyKind(3)
-LOCAL = cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-
-
-class Log(ILogger):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, severity: int, msg: str) -> None:
-        self.lines.append(msg)
-
-
-class Bench:
-    """A GPU with a stream, and an engine that doubles x (batch, 4) float32."""
-
-    def __init__(self, **traits: Any) -> None:
-        self.cuda = CudaSimulator()
-        self.cuda.cudaSetDevice(0)
-        self.stream = self.cuda.cudaStreamCreateWithFlags(1)[1]
-        self.log = Log()
-        self.trt = TensorRTSimulator("tensorrt", self.cuda)
-        info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
-        graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", info[:1], info[1:])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
-        profile = {"x": {"min": [1, 4], "opt": [2, 4], "max": [3, 4]}}
-        self.plan = engine_bytes(model.SerializeToString(), [profile], **traits)
-        self.engine: Any = self.trt.Runtime(self.log).deserialize_cuda_engine(self.plan)
-
-    def malloc(self, size: int = 16) -> int:
-        return int(self.cuda.cudaMallocAsync(size, self.stream)[1])
-
-    def pinned(self, values: list[float]) -> tuple[int, Any]:
-        address = int(self.cuda.cudaHostAlloc(len(values) * 4, 0)[1])
-        view = np.frombuffer((ctypes.c_uint8 * (len(values) * 4)).from_address(address), np.float32)  # type: ignore[call-overload]
-        view[:] = values
-        return address, view
-
-    def sync(self) -> None:
-        self.cuda.cudaStreamSynchronize(self.stream)
-
-    def context(self, rows: int = 1, **addresses: int) -> Any:
-        made = self.engine.create_execution_context(ExecutionContextAllocationStrategy.STATIC)
-        made.set_optimization_profile_async(0, self.stream)
-        made.set_input_shape("x", (rows, 4))
-        for name, address in addresses.items():
-            made.set_tensor_address(name, address)
-        return made
-
-    def uploaded(self, values: list[float]) -> int:
-        source, destination = self.pinned(values)[0], self.malloc(len(values) * 4)
-        self.cuda.cudaMemcpyAsync(destination, source, len(values) * 4, H2D, self.stream)
-        return destination
-
-    def captured(self, context: Any) -> Any:
-        context.execute_async_v3(self.stream)
-        self.cuda.cudaStreamBeginCapture(self.stream, LOCAL)
-        context.execute_async_v3(self.stream)
-        graph = self.cuda.cudaStreamEndCapture(self.stream)[1]
-        return self.cuda.cudaGraphInstantiate(graph, 0)[1]
-
-
-@pytest.fixture
-def bench() -> Bench:
-    return Bench()
+D2H, D2D = cudaMemcpyKind.cudaMemcpyDeviceToHost, cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 
 def test_right_use_gives_the_right_numbers_once_synchronised(bench: Bench) -> None:

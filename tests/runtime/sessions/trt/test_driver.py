@@ -8,9 +8,12 @@ import inspect
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgevqa.runtime.errors import EdgeVQAError, MissingExtraError, UnavailableError
+from edgevqa.runtime.sessions import BACKENDS
+from edgevqa.runtime.sessions.trt import driver
 from edgevqa.runtime.sessions.trt.driver import Cuda, load_bindings
 from tests.simulators.cuda_simulator import CudaSimulator
 from tests.simulators.tensorrt_simulator import TensorRTSimulator
@@ -32,6 +35,29 @@ def test_without_driver_or_gpu_it_is_unavailable(error: str) -> None:
     bindings.fail_next("cudaSetDevice", error)
     with pytest.raises(UnavailableError, match=rf"{error} \(the text of {error}\).*nvidia-smi.*--backend onnxruntime"):
         Cuda(bindings)
+
+
+@pytest.mark.parametrize(
+    ("installed", "advice"),
+    [
+        ({"onnxruntime", "openvino"}, "or run on the CPU: --backend onnxruntime."),
+        ({"openvino"}, "or run on the CPU: --backend openvino."),
+        (set[str](), "or run on the CPU: pip install 'edgevqa[cpu]', then --backend onnxruntime."),
+    ],
+)
+def test_the_way_out_is_a_backend_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], advice: str
+) -> None:
+    rows = {
+        name: msgspec.structs.replace(row, package="numpy" if name in installed else "package_that_is_absent")
+        for name, row in BACKENDS.items()
+    }
+    monkeypatch.setattr(driver, "BACKENDS", rows)
+    bindings = CudaSimulator()
+    bindings.fail_next("cudaSetDevice", "cudaErrorNoDevice")
+    with pytest.raises(UnavailableError) as caught:
+        Cuda(bindings)
+    assert str(caught.value).endswith(advice)
 
 
 def test_a_gpu_that_is_not_there() -> None:

@@ -260,7 +260,12 @@ def test_stages_are_timed_to_the_end_of_their_work(
         assert traffic(pipeline).downloads - plain[1] == plain[1] - plain[0] + runs
     waited: list[int] = []
     waiting = Graphs.waiting
-    monkeypatch.setattr(Graphs, "waiting", lambda graphs: (waited.append(1), waiting(graphs))[1])
+
+    def counted(graphs: Graphs) -> Any:
+        waited.append(1)
+        return waiting(graphs)
+
+    monkeypatch.setattr(Graphs, "waiting", counted)
     report = measure(path, runs=2, warm_up_runs=0, backend="tensorrt")
     assert set(report.stage_ms) >= {"vision_trunk", "language_decoder"}
     assert waited == [1]
