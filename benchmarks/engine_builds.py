@@ -53,10 +53,19 @@ def main() -> None:
         ]
         rows = [row_of(build(path, plan), plan.batch) for plan in plans]
         rows = [{**row, "weights_mb": weights_mb(Bundle.open(path), row["variant"])} for row in rows]
-        source = Bundle.open(path).manifest.source
-    model = {"source": source.id, "parameters": source.parameters}
+        model = model_of(Bundle.open(path))
     written = {"machine": describe_machine(), "model": model, "executed": False, "rows": rows}
     arguments.output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def model_of(bundle: Bundle) -> dict[str, Any]:
+    """What was built: the model, and how large its float32 graphs are, from which builds are estimated."""
+    source = bundle.manifest.source
+    graphs = {
+        name: {"parameters": graph.parameters, "operators": sum(graph.nodes.values())}
+        for name, graph in bundle.variant("fp32").graphs.items()
+    }
+    return {"source": source.id, "parameters": source.parameters, "graphs": graphs}
 
 
 def prepare(path: Path, arguments: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ import msgspec
 from edgevqa.calibration import CalibrateOptions, QuantizeOptions, calibrate, quantize
 from edgevqa.export import ExportOptions, export
 from edgevqa.export.engine import child
+from edgevqa.export.engine.capabilities import settled
+from edgevqa.export.engine.flavours import load_toolkit
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
 from edgevqa.export.engine.protocol import Job
@@ -145,6 +147,7 @@ def _build(bundle: Bundle, variant: str, scratch: Path) -> dict[str, float]:
     """An engine of every graph, built in this process: how many, their megabytes and seconds in all."""
     options, graphs = BuildOptions(target="rtx", batch=(1, 2)), bundle.variant(variant).graphs
     ranges = axis_ranges(bundle.manifest, graphs, options)
+    numerics, toolkit = bundle.variant(variant).numerics, load_toolkit(options.row)
     total, seconds = 0, 0.0
     for name, spec in graphs.items():
         engine = scratch / f"{name}.engine"
@@ -153,8 +156,8 @@ def _build(bundle: Bundle, variant: str, scratch: Path) -> dict[str, float]:
             onnx=str(bundle.graph_path(variant, name)),
             engine=str(engine),
             profiles=graph_profiles(name, spec, ranges),
-            options=options,
-            half=True,
+            options=settled(options, numerics, toolkit),
+            numerics=numerics,
             timing_cache=None,
         )
         seconds += child.build(job, child.Stop(), lambda phase: None).seconds

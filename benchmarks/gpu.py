@@ -32,7 +32,6 @@ import torch
 from benchmarks.gpu_parts.figures import EAGER, Figures, Model, Roofline, Task, agreement, missed, utilisation
 from benchmarks.gpu_parts.processes import run_process
 from benchmarks.gpu_parts.table import table
-from benchmarks.official_checkpoint import write
 from edgevqa.export.sources import reference_folder
 from edgevqa.runtime.machine import describe_machine
 from edgevqa.runtime.sessions import BACKENDS
@@ -41,6 +40,7 @@ from edgevqa.runtime.targets import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 EDGEVQA = (sys.executable, "-c", "from edgevqa.cli.main import main; main()")
+CHECKPOINT = (sys.executable, "-m", "benchmarks.official_checkpoint")
 WORKER = (sys.executable, "-m", "benchmarks.gpu_parts.worker")
 ROOFLINE = (sys.executable, "-m", "benchmarks.gpu_parts.roofline")
 FLOAT = "onnxruntime"
@@ -255,9 +255,9 @@ def _reference(plan: Plan, bundle: Path | None, *, tiny: bool) -> Model:
     """The packaged model's bundle, with an FP16 variant unless it is only shown that everything runs."""
     path = bundle.resolve() if bundle is not None else plan.scratch / "reference.bundle"
     if not path.exists():
-        _edgevqa(plan, "export", "reference", "-o", path, "--no-verify")
+        _edgevqa(plan, "reference", "export", "reference", "-o", path, "--no-verify")
     if not tiny:
-        _add_fp16(plan, path)
+        _add_fp16(plan, "reference", path)
     return Model(name="reference", bundle=str(path), source=str(reference_folder()))
 
 
@@ -266,33 +266,38 @@ def _large(plan: Plan) -> Model:
     root, path = plan.scratch / "checkpoint", plan.scratch / "large.bundle"
     checkpoint, config = root / "ckpt.pth", root / "config.yaml"
     if not (root / "whole").exists():  # a run that was cut off may have left a part
-        print("writing the large checkpoint ...", flush=True)
-        write(root, clip="large", t5="base")
+        _step(plan, "large", "checkpoint", [*CHECKPOINT, root, "--clip", "large", "--t5", "base"])
         (root / "whole").touch()
     if not path.exists():
-        _edgevqa(plan, "export", checkpoint, "--config", config, "--root", root, "-o", path, "--no-verify")
-    _add_fp16(plan, path)
+        words = ("export", checkpoint, "--config", config, "--root", root, "-o", path, "--no-verify")
+        _edgevqa(plan, "large", *words)
+    _add_fp16(plan, "large", path)
     return Model(name="large", bundle=str(path), source=str(checkpoint), config=str(config), root=str(root))
 
 
-def _add_fp16(plan: Plan, bundle: Path) -> None:
+def _add_fp16(plan: Plan, model: str, bundle: Path) -> None:
     """Add the FP16 variant, unless it is there; casting wants to know how large the values get."""
     manifest = msgspec.json.decode((bundle / "manifest.json").read_bytes())
     if "fp16" in manifest["variants"]:
         return
     try:
         if manifest.get("calibration") is None:
-            _edgevqa(plan, "calibrate", bundle, "--data", CALIBRATED_WITH, "--samples", "128")
-        _edgevqa(plan, "quantize", bundle, "--precision", "fp16")
+            _edgevqa(plan, model, "calibrate", bundle, "--data", CALIBRATED_WITH, "--samples", "128")
+        _edgevqa(plan, model, "quantize", bundle, "--precision", "fp16")
     except PreparationError as error:  # PyTorch needs no variant; the others will say that it is missing
         print(f"no FP16 variant of {bundle.name}: {error}", flush=True)
 
 
-def _edgevqa(plan: Plan, *words: str | Path) -> None:
-    print(f"edgevqa {words[0]} ...", flush=True)
-    reason = run_process([*EDGEVQA, *words], log=plan.scratch / f"edgevqa-{words[0]}.log", limit_s=plan.limit_s)
+def _edgevqa(plan: Plan, model: str, command: str, *words: str | Path) -> None:
+    _step(plan, model, command, [*EDGEVQA, command, *words])
+
+
+def _step(plan: Plan, model: str, name: str, command: list[str | Path]) -> None:
+    """Run one step of making a model's bundle, to its end. Raises `PreparationError`."""
+    print(f"{model}: {name} ...", flush=True)
+    reason = run_process(command, log=plan.scratch / f"{model}.{name}.log", limit_s=plan.limit_s)
     if reason is not None:
-        raise PreparationError(f"edgevqa {words[0]}: {reason}")
+        raise PreparationError(f"{name}: {reason}")
 
 
 def _arguments() -> argparse.Namespace:

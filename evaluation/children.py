@@ -16,12 +16,10 @@ import msgspec
 
 from edgevqa.evaluation.protocol import Answered, Failed, Measured, Message, Progress, Task, encode_line
 from edgevqa.runtime.errors import EdgeVQAError, kind_of
-from edgevqa.runtime.processes import ending_text
+from edgevqa.runtime.processes import ending_text, last_words
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-_TOLD_BYTES = 2000
 
 
 @dataclass(kw_only=True)
@@ -103,8 +101,4 @@ def _epitaph(label: str, stage: str, code: int, told: IO[bytes]) -> str:
     ending = ending_text(code)
     if code == -signal.SIGKILL:
         ending += " (on Linux most often: the memory did not suffice)"
-    size = told.seek(0, os.SEEK_END)
-    told.seek(max(0, size - _TOLD_BYTES))
-    lines = told.read().decode(errors="replace").strip().splitlines()
-    last = f" It said: {lines[-1]}" if lines else ""
-    return f"{label}: the process that measured it {ending} while {stage}.{last}"
+    return f"{label}: the process that measured it {ending} while {stage}.{last_words(told)}"

@@ -18,6 +18,7 @@ from edgevqa.runtime.manifest import Manifest, Precision, VariantSpec
 from edgevqa.runtime.pipelines import flow_entry
 from edgevqa.runtime.pipelines.base import PipelineOptions
 from edgevqa.runtime.sessions import possible_backends
+from edgevqa.runtime.targets import TARGETS
 
 FLOAT = "fp32"
 _PART = re.compile(r"-(decoder|encoder)-(?:w(?P<bits>[48])(?:b(?P<block>\d+)|c)?|high)(?=-|$)")
@@ -127,9 +128,11 @@ def require_variant(name: str, manifest: Manifest, precision: str) -> None:
     if family == FLOAT:
         raise InputError(f"{name} has no variant '{precision}'; it has {', '.join(variants)}. Export it again.")
     data = "" if family in ("fp16", "bf16") else " --data DATA"
+    able = [row.name for row in TARGETS.values() if family in row.numerics]
+    elsewhere = "" if manifest.target in able else f" --target T (T: {', '.join(able)})"
     raise InputError(
         f"{name} has no variant '{precision}'; it has {', '.join(variants)}. "
-        f"Make one: edgevqa quantize {shlex.quote(name)} --precision {family}{data}{making_options(precision)}"
+        f"Make one: edgevqa quantize {shlex.quote(name)} --precision {family}{data}{making_options(precision)}{elsewhere}"
     )
 
 

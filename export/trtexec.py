@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from edgevqa.export.engine.axes import check_axes
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
+from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import Profile
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import GraphSpec, Manifest
+from edgevqa.runtime.questions import Questions
 from edgevqa.runtime.targets import target
 
 TARGET = "jetson-orin-legacy"
@@ -22,19 +24,21 @@ FLOAT_REASON = (
 )
 
 
-def trtexec_lines(manifest: Manifest, variant: str = FLOAT, options: BuildOptions | None = None) -> Iterator[str]:
+def trtexec_lines(bundle: Bundle, variant: str = FLOAT, options: BuildOptions | None = None) -> Iterator[str]:
     """One command a graph, to be run in the bundle's folder; shapes as `edgevqa build` would choose them.
 
     `options` are those of a build for a newer JetPack, whose shapes are the same. Without --fp16 are the graphs of
     language (`FLOAT_REASON`).
     """
-    graphs = manifest.variants[variant].graphs
+    manifest, graphs = bundle.manifest, bundle.variant(variant).graphs
     options = options or BuildOptions(target=STAND_IN)
-    check_axes(manifest, graphs, options)
-    ranges = axis_ranges(manifest, graphs, options)
+    main = Questions.of(bundle).main
+    template = None if main is None else main.template_tokens
+    check_axes(manifest, graphs, options, template=template)
+    ranges = axis_ranges(manifest, graphs, options, template=template)
     for name, graph in graphs.items():
         profile = widest(graph_profiles(name, graph, ranges))
-        shapes = [f"--{side}Shapes={_shapes(profile, side)}" for side in ("min", "opt", "max") if _moves(profile)]
+        shapes = [f"--{side}Shapes={_shapes(profile, side)}" for side in ("min", "opt", "max") if _moves(graph)]
         half = [] if reads_language(name, graph) else ["--fp16"]
         yield " ".join(["trtexec", f"--onnx={graph.file.path}", f"--saveEngine={name}.engine", *half, *shapes])
 
@@ -75,8 +79,9 @@ def check_legacy(manifest: Manifest, where: str, options: BuildOptions) -> None:
             )
 
 
-def _moves(profile: Profile) -> bool:
-    return any(each.min != each.max for each in profile.values())
+def _moves(graph: GraphSpec) -> bool:
+    """Whether a graph leaves sizes open; trtexec takes 1 for those that it is not told, also where only one would do."""
+    return any(isinstance(axis, str) for tensor in graph.inputs for axis in tensor.shape)
 
 
 def _shapes(profile: Profile, side: str) -> str:

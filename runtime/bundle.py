@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from edgevqa.runtime.bundle_checks import (
     COPY_AGAIN,
     MANIFEST_NAME,
     FileReport,
+    calibrate_line,
     check_recorded_hash,
     decode_manifest,
     engine_cures,
@@ -43,6 +43,8 @@ class Bundle:
         self._progress = progress
         self._checked: set[str] = set()
         self._cures = engine_cures(root, manifest)
+        self.opened_sha256: str | None = None
+        """The hash of the manifest that `open` read, before anything was set aside."""
         self.damaged_engines: dict[str, str] = {}
         """Why a set of engines that the manifest on the disk names is not in `manifest`, by its key."""
 
@@ -58,6 +60,7 @@ class Bundle:
         if check:
             check_recorded_hash(root, data)
         bundle = cls(root, decode_manifest(data, where=str(root / MANIFEST_NAME)), check=check, progress=progress)
+        bundle.opened_sha256 = sha256_bytes(data)
         bundle.set_damaged_engines_aside()
         bundle._require_present(bundle.manifest.files())
         return bundle
@@ -142,9 +145,7 @@ class Bundle:
         """The calibration's summary and observations, checked. Raises `InputError` where the bundle has none."""
         spec = self.manifest.calibration
         if spec is None:
-            raise InputError(
-                f"{self.root} has no calibration. Make one: edgevqa calibrate {shlex.quote(str(self.root))} --data DATA"
-            )
+            raise InputError(f"{self.root} has no calibration. Make one: {calibrate_line(self.root)}")
         self._require([spec.summary, spec.observations])
         return self.root / spec.summary.path, self.root / spec.observations.path
 

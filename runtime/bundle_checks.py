@@ -168,6 +168,11 @@ def build_line(root: Path, target: str, variant: str) -> str:
     return f"edgevqa {' '.join(map(shlex.quote, words))}"
 
 
+def calibrate_line(root: Path) -> str:
+    """The command that calibrates a bundle, with the data still to be named."""
+    return f"edgevqa calibrate {shlex.quote(str(root))} --data DATA"
+
+
 def engine_cures(root: Path, manifest: Manifest) -> dict[str, str]:
     """What to do where a file of an engine set is damaged, by path: engines are built again, not copied or exported."""
     return {

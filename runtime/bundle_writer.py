@@ -109,7 +109,7 @@ class BundleWriter:
         """Write the manifest and its hash, flush all to the disk, rename into place and open the result.
 
         Raises `BundleError` when the files and the manifest do not agree (missing, unnamed, or other content), or the
-        bundle that is being extended was changed meanwhile.
+        bundle that is being extended was changed since it was opened.
         """
         check_manifest(manifest, where="The new manifest")
         self._drop_inherited(manifest)
@@ -148,12 +148,20 @@ class BundleWriter:
         """Bring in the files of the bundle that is extended."""
         if self._base is None:
             return
-        self._base_sha256 = sha256_bytes(read_manifest(self._base.root))
-        self._base.set_damaged_engines_aside(hashes=True)  # else the command that builds them again would be refused
-        self._base.require_files()
-        for spec in self._base.manifest.files():
+        self._base_sha256 = self._base.opened_sha256 or sha256_bytes(read_manifest(self._base.root))
+        self._check_base()  # since it was opened: what is written is made of what was read then
+        try:
+            self._link(self._base)
+        except BundleError:
+            self._check_base()  # the reason, where another process replaced the files under our hands
+            raise
+
+    def _link(self, base: Bundle) -> None:
+        base.set_damaged_engines_aside(hashes=True)  # else the command that builds them again would be refused
+        base.require_files()
+        for spec in base.manifest.files():
             path = self.path(spec.path)
-            source = os.path.realpath(self._base.root / spec.path)
+            source = os.path.realpath(base.root / spec.path)
             try:
                 os.link(source, path)
             except OSError:

@@ -21,6 +21,8 @@ from edgevqa.runtime.targets import Flavour
 FORMAT = 1
 RECORD_NAME = "engine.json"
 RECORD_LIMIT_BYTES = 64 << 20
+NO_BUNDLE = Path("BUNDLE")
+"""In the commands that errors advise, where it is not known which bundle engines belong to."""
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,14 +172,14 @@ def load_record(bundle: Bundle, key: str) -> EngineRecord:
     return read_record(path)
 
 
-def check_record(record: EngineRecord, place: Here, *, where: str) -> None:
-    """Raise `BundleError` that says why the engines cannot run at `place`, and what to do.
+def check_record(record: EngineRecord, place: Here, *, where: str, root: Path = NO_BUNDLE) -> None:
+    """Raise `BundleError` that says why the engines of the bundle at `root` cannot run at `place`, and what to do.
 
     Rules (TensorRT's support matrix): one version, operating system and GPU architecture; a version-compatible engine
     also loads in newer minors and in the next major; `ampere_plus` loads on compute capability 8.0 and up; TensorRT-RTX
     engines never cross a release.
     """
-    again = f"Build them here: edgevqa build BUNDLE --target {record.target}"
+    again = f"Build them here: {build_line(root, record.target, record.variant)}"
     if (record.os, record.arch) != (place.os, place.arch):
         raise BundleError(
             f"{where} was built for {record.os} on {record.arch}; this is {place.os} on {place.arch}. {again}"
@@ -204,23 +206,24 @@ def check_engine(bundle: Bundle, key: str, graph: str, record: EngineRecord) -> 
     """
     entry, engine = _lookup(bundle.manifest.engines, key, bundle), record.graphs.get(graph)
     if engine is None or graph not in entry.engines:
-        raise BundleError(f"{key} in {bundle.root} has no engine of '{graph}'. Build it again: edgevqa build")
+        again = build_line(bundle.root, entry.target, entry.variant)
+        raise BundleError(f"{key} in {bundle.root} has no engine of '{graph}'. Build it again: {again}")
     bundle.require([entry.engines[graph]])
     path = bundle.root / entry.engines[graph].path
-    fault = plan_fault(path, read_header(path), record) or stale_text(bundle, record, [graph])
+    fault = plan_fault(path, read_header(path), record, bundle.root) or stale_text(bundle, record, [graph])
     if fault is not None:
         raise BundleError(fault)
     return path
 
 
-def plan_fault(path: Path, header: PlanHeader, record: EngineRecord) -> str | None:
+def plan_fault(path: Path, header: PlanHeader, record: EngineRecord, root: Path = NO_BUNDLE) -> str | None:
     """What is wrong with a plan whose header says another flavour or version than its record; None where nothing is."""
     if (header.flavour, header.version) == (record.flavour, record.tensorrt_version):
         return None
     return (
         f"{path} is a plan of {header.flavour} {readable_version(header.version)}; its {RECORD_NAME} says "
-        f"{record.flavour} {readable_version(record.tensorrt_version)}. Build the engines again: edgevqa build BUNDLE "
-        f"--target {record.target} --precision {record.variant}"
+        f"{record.flavour} {readable_version(record.tensorrt_version)}. Build the engines again: "
+        f"{build_line(root, record.target, record.variant)}"
     )
 
 
@@ -309,5 +312,9 @@ def _lookup(entries: dict[str, _Entry], key: str, bundle: Bundle) -> _Entry:
         raise BundleError(bundle.damaged_engines[key])
     if key not in entries:
         known = ", ".join(sorted(entries)) or "none"
-        raise InputError(f"There are no engines '{key}' in {bundle.root}; there are: {known}. Make them: edgevqa build")
+        target, _, variant = key.partition("/")
+        raise InputError(
+            f"There are no engines '{key}' in {bundle.root}; there are: {known}. "
+            f"Make them: {build_line(bundle.root, target, variant)}"
+        )
     return entries[key]

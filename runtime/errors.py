@@ -16,8 +16,12 @@ EdgeVQAError (exit 70)               a backend failed, or a session was used wro
 
 from __future__ import annotations
 
+import errno
 import importlib
 from types import ModuleType
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""`errno` of an `OSError` where there is no room for more, or a limit of the user's."""
 
 
 class EdgeVQAError(Exception):

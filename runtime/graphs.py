@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -13,7 +12,7 @@ from edgevqa.runtime.counters import Statistics
 from edgevqa.runtime.errors import BundleError, ConfigError, InputError
 from edgevqa.runtime.manifest import Manifest, TensorSpec
 from edgevqa.runtime.sessions import BACKENDS, choose_backend, open_session, split_backend
-from edgevqa.runtime.sessions.base import Array, Session, SessionOptions, Tensor
+from edgevqa.runtime.sessions.base import Array, Session, SessionOptions, Tensor, wait_for
 
 
 class Graphs:
@@ -56,8 +55,8 @@ class Graphs:
         """
         with self.statistics.timed(stage or name):
             outputs = self.sessions[name].run(inputs)
-            if self._waits and outputs:
-                min(outputs.values(), key=lambda tensor: math.prod(tensor.shape)).numpy()
+            if self._waits:
+                wait_for(outputs)
         return outputs
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Child processes: that they end with their parent, how they ended, and how much memory the machine has left for them."""
+"""Child processes: that they end with their parent, how they ended, and whether the kernel ended some for memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+_TOLD_BYTES = 2000  # of a long standard error: where its last line begins
+ORPHANED = 71
+"""The exit code of a process whose parent is gone."""
 
 
 def signal_name(number: int) -> str:
@@ -27,35 +31,38 @@ def ending_text(code: int) -> str:
     return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal_name(-code)}"
 
 
-def is_orphan(parent: int) -> bool:
-    """Whether this process's parent is no longer the one with the id `parent`."""
-    return os.getppid() != parent
+def end_with_parent() -> None:
+    """Let Linux kill this process when its parent ends: even SIGKILL then leaves nothing at work. Nothing elsewhere.
 
-
-def end_with_parent(parent: int) -> None:
-    """Let Linux kill this process when its parent, whose id is `parent`, ends: even SIGKILL then leaves nothing at work.
-
-    The parent's thread that made this process must live as long. Leaves at once where the parent is gone already.
+    The parent's thread that made this process must live as long. A parent that is gone already, and one that only launched
+    this process for another, are not seen: `end_with_input` sees those.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if is_orphan(parent):
-        raise SystemExit(128 + signal.SIGHUP)
 
 
-def free_mb(root: Path = Path("/")) -> float | None:
-    """Memory that programs can still take, in MB of 10^6 bytes; None where the system does not say.
+def end_with_input(descriptor: int = 0) -> None:
+    """Leave when an input ends, which whoever wants this process keeps open: its end means that they are gone.
 
-    It is Linux's `MemAvailable`, or what the control group leaves where that is less.
+    It is read by a thread from now on, and what it says is dropped. It holds behind a launcher too, and on every system.
     """
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
-    found = [int(match.group(1)) * 1.024e-3] if match else []
-    for most, used in _LIMITS:
-        limit, taken = (_read(root / "sys/fs/cgroup" / name).strip() for name in (most, used))
-        if limit.isdecimal() and taken.isdecimal():  # "max" is no limit
-            found.append(max(int(limit) - int(taken), 0) / 1e6)
-    return min(found, default=None)
+
+    def read() -> None:  # not through sys.stdin, whose lock Python asks for when it ends
+        while os.read(descriptor, 1):
+            pass
+        os._exit(ORPHANED)
+
+    threading.Thread(target=read, daemon=True, name="parent").start()
+
+
+def memory_kills(root: Path = Path("/")) -> int | None:
+    """How many processes Linux has ended since its start because memory was short; None where the system does not say.
+
+    Those of control groups that reached their limit are counted too.
+    """
+    match = re.search(r"^oom_kill (\d+)$", _read(root / "proc/vmstat"), re.MULTILINE)
+    return int(match.group(1)) if match else None
 
 
 def _read(path: Path) -> str:
@@ -63,3 +70,11 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def last_words(told: IO[bytes]) -> str:
+    """` It said: ...` with the last line of a file that a process wrote its standard error to; "" where it wrote nothing."""
+    size = told.seek(0, os.SEEK_END)
+    told.seek(max(0, size - _TOLD_BYTES))
+    lines = told.read().decode(errors="replace").strip().splitlines()
+    return f" It said: {lines[-1]}" if lines else ""

@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
+from edgevqa.runtime.errors import DISK_FULL, EdgeVQAError, InputError, UnavailableError
 from edgevqa.runtime.folder_lock import folder_lock
 
 FORGOTTEN_S = 24 * 3600
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR})
 
 
@@ -76,7 +75,7 @@ class Staging:
         """Refuse a device or a pipe: a rename would put a plain file in its place, for every program of the machine."""
         if self.target.exists() and not (self.target.is_file() or self.target.is_dir()):
             raise InputError(f"{self.target} is a device or a pipe; expected the name of a file, or of a folder.")
-        refuse_mount(self.target)
+        refuse_place(self.target)
 
     def _remove_forgotten(self) -> None:
         """Remove partials of the same target that nobody has written to for a day: a killed process could not.
@@ -145,12 +144,24 @@ def check_place(target: Path, *, in_place: bool = False) -> None:
         staging.partial.touch()
 
 
-def refuse_mount(path: Path) -> None:
-    """Raise `InputError` for a mount point: a folder is replaced as a whole, by a rename, which it does not allow."""
-    if path.is_dir() and path.is_mount():
+def refuse_place(path: Path) -> None:
+    """Raise `InputError` for a folder that no rename can replace: a mount point, or one that this process stands in."""
+    real = Path(os.path.realpath(path))
+    if not real.is_dir():
+        return
+    if os.path.ismount(real):
         raise InputError(
             f"{path} is a mount point, which cannot be replaced by a rename. Put the bundle into a folder below it, and "
             "give that folder."
+        )
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it is gone already
+        return
+    if real in (here, *here.parents):
+        raise InputError(
+            f"{path} holds the current directory, and is replaced as a whole: you would stand in a folder that is gone. "
+            f"Run the command from outside: cd {shlex.quote(str(real.parent))}"
         )
 
 
@@ -235,7 +246,7 @@ def _not_writable(target: Path, why: str | None, *, in_place: bool) -> InputErro
 
 def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _DISK_FULL
+        return error.errno in DISK_FULL
     return os.strerror(errno.ENOSPC) in str(error)  # native writers, such as safetensors', give the words alone
 
 

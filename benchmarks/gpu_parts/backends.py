@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.errors import EdgeVQAError
 from edgevqa.runtime.manifest import GraphSpec, TensorSpec
 from edgevqa.runtime.pipeline import Pipeline
-from edgevqa.runtime.sessions.base import Array, Session, Tensor
+from edgevqa.runtime.sessions.base import Array, Session, Tensor, wait_for
 from edgevqa.runtime.synthetic import FIRST_QUESTION, NEXT_QUESTION, noise_picture
 from edgevqa.runtime.telemetry.energy import EnergyMeter
 from edgevqa.runtime.telemetry.memory import peak_memory_mb
@@ -98,11 +98,6 @@ def decoder_ms(pipeline: Pipeline, rounds: int) -> float:
         pipeline.statistics.history = None
 
 
-def _wait(outputs: Mapping[str, Tensor]) -> None:
-    """Wait for a run, by reading its smallest output."""
-    min(outputs.values(), key=lambda tensor: int(np.prod(tensor.shape))).numpy()
-
-
 def _batches(pipeline: Pipeline, pairs: Sequence[tuple[Array, str]], batch: int, rounds: int) -> Spread:
     """Milliseconds of whole batches about pictures that are not known."""
     chosen = [pairs[number % len(pairs)] for number in range(batch)]
@@ -151,7 +146,7 @@ def _graph(session: Session, inputs: dict[str, Tensor | Array], rounds: int) -> 
         outputs: dict[str, Tensor] = {}
         for _ in range(IN_A_ROW):
             outputs = session.run(inputs)
-        _wait(outputs)
+        wait_for(outputs)
         if number:
             times.append((time.perf_counter() - started) * 1e3 / IN_A_ROW)
     return Spread.of(times)

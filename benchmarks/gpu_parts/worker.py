@@ -5,7 +5,6 @@ python -m benchmarks.gpu_parts.worker TASK.json FIGURES.json
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ ASKED = "scenes:7"
 
 def main() -> None:
     """Measure one task. Exit code 3: it cannot run here. The last line of what it prints says why it failed."""
-    end_with_parent(os.getppid())
+    end_with_parent()
     task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
     try:
         _measure(task, Path(sys.argv[2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import calibrate_line
 from edgevqa.runtime.errors import BundleError, InputError
 from edgevqa.runtime.manifest import CALIBRATION_KEY
 
@@ -127,7 +127,7 @@ def _check(meta: _Meta, bundle: Bundle) -> None:
 
 
 def _again(bundle: Bundle) -> str:
-    return f"Calibrate again: edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA"
+    return f"Calibrate again: {calibrate_line(bundle.root)}"
 
 
 def _pack(tensor: TensorStatistics, key: str, arrays: dict[str, NDArray[Any]]) -> _TensorMeta:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 
 import msgspec
@@ -14,6 +13,7 @@ from edgevqa.calibration.observation.ranges import METHODS, activation_range
 from edgevqa.calibration.observation.samples import CalibrationSet
 from edgevqa.calibration.observation.statistics import VARIANT, TensorStatistics
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import calibrate_line
 from edgevqa.runtime.errors import BundleError
 
 LARGEST = 10
@@ -101,8 +101,7 @@ def read_summary(bundle: Bundle) -> Summary:
         return msgspec.json.decode(path.read_bytes(), type=Summary)
     except msgspec.MsgspecError as error:
         raise BundleError(
-            f"{path} is no calibration summary: {error}. "
-            f"Calibrate again: edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA"
+            f"{path} is no calibration summary: {error}. Calibrate again: {calibrate_line(bundle.root)}"
         ) from error
 
 

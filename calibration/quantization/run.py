@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import msgspec
 from edgevqa.calibration.observation.ranges import METHODS
 from edgevqa.calibration.quantization.names import DECODER, ENCODERS
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import calibrate_line
 from edgevqa.runtime.errors import InputError, require
 from edgevqa.runtime.manifest import VariantSpec
 from edgevqa.runtime.staging import check_place
@@ -139,12 +139,13 @@ def quantize(bundle_path: str | Path, options: QuantizeOptions, *, report: Repor
     """
     require("onnx_ir", extra="export", purpose="Quantising a model")
     require("onnxruntime", extra="cpu", purpose="Checking what was quantised")
-    from edgevqa.calibration.quantization.variants import write_variants
+    from edgevqa.calibration.quantization.variants import wanted_numerics, write_variants
 
     started = time.perf_counter()
     advance = report or (lambda what, done, total: None)
     bundle = Bundle.open(bundle_path)
     _refuse_absent(bundle, options)
+    wanted_numerics(bundle, options)  # what a target cannot run is said before it is calibrated for it
     check_place(bundle.root, in_place=True)  # before the work, not at its end
     left_out: list[str] = []
     calibrated = bundle.manifest.calibration is None and not _weights_alone(bundle, options)
@@ -182,7 +183,7 @@ def _calibrate(bundle: Bundle, options: QuantizeOptions, report: Report) -> Cali
     if options.data is None:
         raise InputError(
             f"{bundle.root} has no calibration, which --precision {options.precision} needs. Make one: "
-            f"edgevqa calibrate {shlex.quote(str(bundle.root))} --data DATA. Or give --data DATA here, and it is made first."
+            f"{calibrate_line(bundle.root)}. Or give --data DATA here, and it is made first."
         )
     size = len(open_dataset(options.data))
     chosen = CalibrateOptions(

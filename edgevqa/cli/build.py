@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,9 @@ import typer
 from edgevqa.cli.engine_tables import high_text
 from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
-from edgevqa.cli.trtexec import print_lines
+from edgevqa.cli.trtexec import other_options, print_lines
 from edgevqa.runtime.errors import InputError
-from edgevqa.runtime.machine import Machine, read_machine
+from edgevqa.runtime.machine import Machine, nvidia_driver, read_machine
 from edgevqa.runtime.staging import readable_bytes
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def build(
     from edgevqa.export.engine.options import BuildOptions, parse_axes, parse_size
     from edgevqa.export.trtexec import STAND_IN, TARGET
 
+    if target == TARGET and compute_capability:  # the stand-in would be named
+        raise other_options()
     options = BuildOptions(
         target=STAND_IN if target == TARGET else target,
         precision=precision,
@@ -103,7 +105,7 @@ def build(
         axes=parse_axes(axis or []),
         workspace_bytes=None if workspace is None else parse_size(workspace, "--workspace"),
         memory_budget_bytes=None if memory_budget is None else parse_size(memory_budget, "--memory-budget"),
-        timing_cache=timing_cache,
+        timing_cache=None if timing_cache is None else str(timing_cache),
         optimization_level=optimization_level,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
@@ -116,8 +118,9 @@ def build(
     if target == TARGET:
         print_lines(bundle, options, as_json=as_json)
         return
-    with telling_what_is_kept(), step_bar("Building") as report:
-        built = build_engines(bundle, options, report=report)
+    unkept: list[str] = []
+    with telling_what_is_kept(unkept, rebuild=rebuild), step_bar("Building") as report:
+        built = build_engines(bundle, options, report=report, unkept=unkept)
     if as_json:
         print_json(built)
     else:
@@ -146,14 +149,18 @@ def print_built(built: BuiltEngines) -> None:
 
 
 @contextlib.contextmanager
-def telling_what_is_kept() -> Generator[None, None, None]:
-    """Say on Ctrl-C and `kill` what becomes of a build that is stopped."""
+def telling_what_is_kept(unkept: Sequence[str], *, rebuild: bool) -> Generator[None, None, None]:
+    """Say on Ctrl-C and `kill` what becomes of a build that is stopped; `unkept`: why the cache took no engine, if so."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        note(
-            "\nThe bundle is as it was. Engines that were finished are kept: the same command goes on with the others."
-        )
+        if rebuild:
+            kept = "With --rebuild no finished engine is kept; run again without --rebuild to keep them."
+        elif unkept:
+            kept = unkept[0]
+        else:
+            kept = "Engines that were finished are kept: the same command goes on with the others."
+        note(f"\nThe bundle is as it was. {kept}")
         raise
 
 
@@ -168,7 +175,7 @@ def next_line(built: BuiltEngines, machine: Machine) -> str:
     line = f"{ask_line(root, Bundle.open(root).manifest, precision=record.variant)} --backend {backend}"
     capability = here(machine).compute_capability
     pack = f"edgevqa bundle pack {shlex.quote(built.bundle)}"
-    if not machine.gpus and machine.jetson is None:
+    if not machine.gpus and machine.jetson is None and not nvidia_driver():  # nvidia-smi alone may be missing
         return f"{line}\nThis machine has no NVIDIA GPU that could run them. Take the bundle to one that has: {pack}"
     if capability is not None and not capability_fits(record, capability):
         return (

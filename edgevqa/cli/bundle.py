@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.app import add_command, make_app
 from edgevqa.cli.output import note, print_json, print_table, print_text, progress_bar
 from edgevqa.runtime import archive
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_checks import COPY_AGAIN, FileReport, verify_bundle
+from edgevqa.runtime.engines import stale_engines
 from edgevqa.runtime.errors import CheckFailed
 from edgevqa.runtime.staging import readable_bytes
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 
 
-def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+def verify(bundle: shared.BundleArgument, as_json: shared.JsonOption = False) -> None:
     """Check the hash of every file of a bundle.
 
     Every file is read anew. Exit code 1 when one is missing, changed or damaged.
@@ -44,16 +44,17 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 
 def pack(
-    bundle: BundleArgument,
+    bundle: shared.BundleArgument,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: BUNDLE.edgevqa.tar, here.")
     ] = None,
     overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Write a bundle into one file, to copy to a board.
 
-    The same bundle always gives the same bytes. Engines that are damaged are left out, which is said.
+    The same bundle always gives the same bytes. Engines that are damaged are left out, which is said, and so is which are of
+    older graphs or weights.
 
     Example:
       edgevqa bundle pack bundle -o vqa.edgevqa.tar
@@ -63,10 +64,11 @@ def pack(
     with progress_bar("Packing") as progress:
         packed = archive.pack(opened, target, overwrite=overwrite, progress=progress)
     size_bytes, left_out = packed.stat().st_size, list(opened.left_out().values())
-    for each in left_out:
+    stale = list(stale_engines(opened).values())
+    for each in (*left_out, *stale):
         note(f"warning: {each}")
     if as_json:
-        print_json({"file": str(packed), "size_bytes": size_bytes, "left_out": left_out})
+        print_json({"file": str(packed), "size_bytes": size_bytes, "left_out": left_out, "stale": stale})
     else:
         print_text(f"{packed}: {readable_bytes(size_bytes)}")
         note(f"Unpack it with: edgevqa bundle unpack {shlex.quote(packed.name)}")
@@ -78,7 +80,7 @@ def unpack(
         Path | None, typer.Option("-o", "--output", metavar="BUNDLE", help="Default: FILE without its ending, here.")
     ] = None,
     overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Unpack a packed bundle, checking every hash.
 

@@ -43,7 +43,7 @@ def calibrate(
             "percentile-99.9, -99.99, -99.999, entropy, mse.",
         ),
     ] = "auto",
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="0: as many as the backend likes.")] = 0,
+    threads: shared.ThreadsOption = 0,
     as_json: shared.JsonOption = False,
 ) -> None:
     """Run a bundle's model on real questions and note its ranges, for `quantize`.

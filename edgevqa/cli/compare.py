@@ -17,7 +17,7 @@ from edgevqa.evaluation.comparing import CompareOptions, Comparison, worst_of
 from edgevqa.evaluation.comparing import compare as run
 from edgevqa.evaluation.rows import Row, numbers_of
 from edgevqa.runtime.errors import CheckFailed, ConfigError
-from edgevqa.runtime.staging import Staging, clear_write_errors
+from edgevqa.runtime.staging import Staging, check_place, clear_write_errors
 
 IDENTITY = ("bundle", "precision", "variant", "numerics", "backend", "dataset")
 
@@ -80,6 +80,9 @@ def compare(
         check_report(report)
     if table is not None and table.is_dir():
         raise ConfigError(f"--csv {table} is a folder; expected the name of a file, such as rows.csv.")
+    for output in (report, table):
+        if output is not None:
+            check_place(output)
     with progress_bar("Checking") as progress, count_bar() as advance:
         found = run(bundles, options, advance=advance, progress=progress, note=note)
     _write(found, report, table, as_json=as_json)

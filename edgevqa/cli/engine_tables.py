@@ -8,8 +8,9 @@ from pathlib import Path
 
 from edgevqa.cli.output import print_json, print_pairs, print_table, print_text
 from edgevqa.runtime.bundle import Bundle
-from edgevqa.runtime.bundle_checks import MANIFEST_NAME, decode_manifest, read_manifest
+from edgevqa.runtime.bundle_checks import MANIFEST_NAME, build_line, decode_manifest, read_manifest
 from edgevqa.runtime.engines import (
+    NO_BUNDLE,
     RECORD_NAME,
     EngineRecord,
     GraphEngine,
@@ -26,7 +27,6 @@ from edgevqa.runtime.machine import read_machine
 from edgevqa.runtime.plans import PlanHeader, is_plan, read_whole, readable_version
 from edgevqa.runtime.staging import readable_bytes
 
-_AGAIN = "Copy it again, or build it again: edgevqa build BUNDLE --target TARGET"
 LAYERS_SHOWN = 4
 _BUNDLE_ABOVE = 3  # engines/TARGET/VARIANT/engine.json: the bundle is three folders above the one it lies in
 _WORST_FIRST: tuple[type[EdgeVQAError], ...] = (BundleError, CheckFailed, UnavailableError)
@@ -47,7 +47,7 @@ def inspect_engine_file(path: Path, *, as_json: bool) -> None:
 
 def _inspect_record(path: Path, *, as_json: bool) -> None:
     record = read_record(path)
-    fit = _fit(record, path)
+    fit = _fit(record, str(path), _root(path))
     files = {name: _examine(path.parent / engine.file, engine, record) for name, engine in record.graphs.items()}
     stale = _stale(path, record)
     if as_json:
@@ -68,7 +68,7 @@ def _inspect_plan(path: Path, *, as_json: bool) -> None:
     engine = None if record is None else record.graphs.get(path.stem)
     file = _File("not recorded") if record is None or engine is None else _examine(path, engine, record)
     stale = None if record is None else _stale(beside, record, path.stem)
-    fit = _Fit() if record is None else _fit(record, beside)
+    fit = _Fit() if record is None else _fit(record, str(beside), _root(beside))
     if as_json:
         found = {"path": str(path), "header": header, "size_bytes": path.stat().st_size, "record": record}
         print_json({**found, "file_hash": file.told, "stale": stale, **fit.as_json()})
@@ -82,15 +82,21 @@ def _inspect_plan(path: Path, *, as_json: bool) -> None:
 
 def _stale(path: Path, record: EngineRecord, graph: str | None = None) -> str | None:
     """Whether engines (None: all) are older than the bundle that their engine.json lies in, if it lies in one."""
-    places = path.parents if len(path.parents) > _BUNDLE_ABOVE else path.absolute().parents
-    root = places[_BUNDLE_ABOVE] if len(places) > _BUNDLE_ABOVE else None
-    if root is None or not (root / MANIFEST_NAME).is_file():
+    root = _root(path)
+    if root is None:
         return None
     try:
         bundle = Bundle(root, decode_manifest(read_manifest(root), where=str(root / MANIFEST_NAME)))
     except BundleError:
         return None  # 'inspect' of the bundle tells; nothing is known of the engine
     return stale_text(bundle, record, None if graph is None else [graph])
+
+
+def _root(path: Path) -> Path | None:
+    """The folder of the bundle that an engine or engine.json lies in, if it lies in one."""
+    places = path.resolve().parents  # as given it may count `..`, and the folders that links lie in
+    root = places[_BUNDLE_ABOVE] if len(places) > _BUNDLE_ABOVE else None
+    return root if root is not None and (root / MANIFEST_NAME).is_file() else None
 
 
 def _print_plan(path: Path, header: PlanHeader, verdict: str) -> None:
@@ -104,10 +110,10 @@ def _print_plan(path: Path, header: PlanHeader, verdict: str) -> None:
     )
 
 
-def print_engines(title: str, record: EngineRecord) -> None:
-    """A record as pairs and a table of its engines, and whether they fit this machine."""
+def print_engines(title: str, record: EngineRecord, root: Path | None = None) -> None:
+    """A record as pairs and a table of its engines, and whether they fit this machine; `root` is their bundle's folder."""
     _print_record(title, record)
-    fit = _fit(record, Path(title))
+    fit = _fit(record, title, root)
     print_text(fit.text if fit.refused is None else f"Does not fit this machine: {fit.refused}")
 
 
@@ -201,10 +207,10 @@ class _Fit:
         }
 
 
-def _fit(record: EngineRecord, path: Path) -> _Fit:
+def _fit(record: EngineRecord, where: str, root: Path | None) -> _Fit:
     place = here(read_machine())
     try:
-        check_record(record, place, where=str(path))
+        check_record(record, place, where=where, root=root or NO_BUNDLE)
     except BundleError as error:
         return _Fit(refused=error)
     if place.compute_capability is None:
@@ -221,8 +227,10 @@ class _File:
 
 
 def _examine(path: Path, engine: GraphEngine, record: EngineRecord) -> _File:
+    root = _root(path) or NO_BUNDLE
+    again = f"Copy it again, or build it again: {build_line(root, record.target, record.variant)}"
     if not path.is_file():
-        return _File("missing", CheckFailed(f"{path} is missing: {RECORD_NAME} names it. {_AGAIN}"))
+        return _File("missing", CheckFailed(f"{path} is missing: {RECORD_NAME} names it. {again}"))
     try:
         header = read_whole(path)
     except BundleError as error:
@@ -230,12 +238,12 @@ def _examine(path: Path, engine: GraphEngine, record: EngineRecord) -> _File:
     found = path.stat().st_size
     if header.size_bytes is None and found < engine.size_bytes:  # such a header cannot tell, so the record does
         sizes = f"{path} has {found:,} bytes; {RECORD_NAME} says {engine.size_bytes:,}"
-        return _File("cut off", BundleError(f"{sizes}: it was cut off. {_AGAIN}"))
+        return _File("cut off", BundleError(f"{sizes}: it was cut off. {again}"))
     if sha256_file(path) == engine.sha256:
-        fault = plan_fault(path, header, record)
+        fault = plan_fault(path, header, record, root)
         told = "as recorded" if fault is None else f"as recorded, but {RECORD_NAME} names another version of TensorRT"
         return _File(told, None if fault is None else CheckFailed(fault))
-    wrong = CheckFailed(f"{path} is not the engine that {RECORD_NAME} names. {_AGAIN}")
+    wrong = CheckFailed(f"{path} is not the engine that {RECORD_NAME} names. {again}")
     return _File(f"DIFFERS from {RECORD_NAME}: damaged or replaced", wrong)
 
 

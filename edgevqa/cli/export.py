@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
 from edgevqa.runtime.errors import require
@@ -39,7 +40,7 @@ def export(
         bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch; fail if it differs.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Export a model to a bundle of ONNX graphs.
 
@@ -76,7 +77,7 @@ def export(
         from edgevqa.export.trtexec import FLOAT_REASON, trtexec_lines
 
         print_text(f"\nOn the board, in {output}, with TensorRT 8.6 (upgrading to JetPack 6.1 is the better way):")
-        for line in trtexec_lines(exported.bundle.manifest):
+        for line in trtexec_lines(exported.bundle):
             print_text(line)
         note(f"{FLOAT_REASON} 'edgevqa build' prints these lines again, with --batch and the like.")
     note(ask_line(output, exported.bundle.manifest))

@@ -68,7 +68,7 @@ def inspect(
         _print_parity(name, parity)
     for key in bundle.manifest.engines:
         with contextlib.suppress(BundleError):  # `stale` tells of a record that cannot be read
-            print_engines(key, load_record(bundle, key))
+            print_engines(key, load_record(bundle, key), bundle.root)
         if key in stale:
             print_text(stale[key])
     for why in bundle.damaged_engines.values():

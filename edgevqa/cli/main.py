@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,15 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 from edgevqa import __version__
 from edgevqa.cli.app import HELP_FLAGS, add_command, help_text, make_app
 from edgevqa.cli.start import INTERRUPTED, begin_command
-from edgevqa.runtime.errors import EdgeVQAError, InputError, UnavailableError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from edgevqa.cli.streams import STANDARD_OUTPUT, give_up_output, open_streams
+from edgevqa.runtime.errors import DISK_FULL, EdgeVQAError, InputError, UnavailableError
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which Windows' `signal` lacks
-STANDARD_OUTPUT = "standard output"
 DEBUG_VARIABLE = "EDGEVQA_DEBUG"
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CommandEntry(NamedTuple):
@@ -174,7 +168,7 @@ def _as_ours(error: BaseException) -> EdgeVQAError | None:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         said = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-        if error.filename == STANDARD_OUTPUT or error.errno in _DISK_FULL:
+        if error.filename == STANDARD_OUTPUT or error.errno in DISK_FULL:
             return UnavailableError(f"{said} What is written there is not whole. Free some space, or write elsewhere.")
         return InputError(said)
     if isinstance(error, MemoryError):
@@ -248,51 +242,16 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _leave)
-    sys.stdout, sys.stderr = _named(sys.stdout), _open(sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an answer that the terminal cannot show is no bug
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     code = run(sys.argv[1:])
     lost = code == PIPE_CLOSED
     try:
         sys.stdout.flush()
     except OSError:
         lost = True
-    if lost:  # `run` has told: keep the interpreter from flushing once again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if lost:  # `run` has told
+        give_up_output()
     sys.exit(code)
-
-
-class _StandardOutput(io.FileIO):
-    """Says in its errors what could not be written; those of the system name no file."""
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from error
-
-
-def _open(stream: TextIO | None) -> TextIO:
-    """The stream, or one that takes everything where the shell closed it (`>&-`), of which Python makes None."""
-    return stream if stream is not None else io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "wb")))
-
-
-def _named(stream: TextIO | None) -> TextIO:
-    """The same stream with errors that name it; as it is where it is no plain file, such as Windows' console."""
-    if not isinstance(stream, io.TextIOWrapper):
-        return _open(stream)
-    buffered = isinstance(stream.buffer, io.BufferedWriter)  # not with PYTHONUNBUFFERED
-    if type(stream.buffer.raw if buffered else stream.buffer) is not io.FileIO:
-        return stream
-    raw = _StandardOutput(stream.fileno(), "wb", closefd=False)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw) if buffered else raw,
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

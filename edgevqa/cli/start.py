@@ -28,5 +28,7 @@ def begin_command() -> None:
 
 def _leave_at_once(signum: int, frame: object) -> None:
     """An exception in the middle of an import comes out as another one, or is only printed; nothing is open yet."""
-    os.write(2, b"\nInterrupted.\n")
-    os._exit(INTERRUPTED)
+    try:
+        os.write(2, b"\nInterrupted.\n")
+    finally:  # also where it cannot be written
+        os._exit(INTERRUPTED)

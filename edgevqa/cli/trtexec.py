@@ -24,13 +24,10 @@ def print_lines(bundle_path: Path, options: BuildOptions, *, as_json: bool) -> N
     from edgevqa.runtime.targets import target
 
     if options != line_options(options):
-        raise InputError(
-            f"Target '{TARGET}' is built by trtexec: --precision fp32, --batch, --axis, --max-question, --max-prompt and "
-            "--max-new-tokens are all that its lines take. Leave the others out, or add trtexec's own to the lines."
-        )
+        raise other_options()
     bundle = Bundle.open(bundle_path)
     check_legacy(bundle.manifest, str(bundle.root), options)
-    lines = list(trtexec_lines(bundle.manifest, options=msgspec.structs.replace(options, precision=None)))
+    lines = list(trtexec_lines(bundle, options=msgspec.structs.replace(options, precision=None)))
     if as_json:
         print_json({"bundle": str(bundle.root), "target": TARGET, "lines": lines})
         return
@@ -39,4 +36,14 @@ def print_lines(bundle_path: Path, options: BuildOptions, *, as_json: bool) -> N
     note(
         f"\nNothing was built: {target(TARGET).cannot['build']}. Run these lines on the board, in the bundle's folder. "
         f"{FLOAT_REASON} Upgrading the board to JetPack 6.1 is the better way: edgevqa runs the engines there."
+    )
+
+
+def other_options() -> InputError:
+    """The error for options that these lines do not have."""
+    from edgevqa.export.trtexec import TARGET
+
+    return InputError(
+        f"Target '{TARGET}' is built by trtexec: --precision fp32, --batch, --axis, --max-question, --max-prompt and "
+        "--max-new-tokens are all that its lines take. Leave the others out, or add trtexec's own to the lines."
     )

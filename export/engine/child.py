@@ -13,17 +13,17 @@ from typing import Any
 
 import msgspec
 
-from edgevqa.export.engine.capabilities import built_for, check_network
-from edgevqa.export.engine.flavours import Toolkit, capability_member, load_toolkit, refuse_impossible
-from edgevqa.export.engine.inspector import Inspected, inspect_plan
-from edgevqa.export.engine.network import advice, high_layers, parse_network, tensors
-from edgevqa.export.engine.protocol import Built, Job, Phase, Refused, encode_line
-from edgevqa.export.engine.shapes import add_profiles
+from edgevqa.export.engine.capabilities import check_network
+from edgevqa.export.engine.flavours import Toolkit, capability_member, load_toolkit
+from edgevqa.export.engine.inspector import inspect_plan
+from edgevqa.export.engine.network import add_profiles, advice, high_layers, parse_network, tensors
+from edgevqa.export.engine.protocol import Built, Inspected, Job, Message, Phase, Refused, encode_line
 from edgevqa.export.engine.timing import keep_timing_cache, open_timing_cache
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError, UnavailableError
 from edgevqa.runtime.plans import HEADER_BYTES, parse_header
-from edgevqa.runtime.processes import end_with_parent, is_orphan
+from edgevqa.runtime.processes import ORPHANED, end_with_input, end_with_parent
 from edgevqa.runtime.staging import explain_write_error
+from edgevqa.runtime.telemetry.memory import peak_memory_mb
 
 _TOLD_EVERY_S = 0.2
 # Said of every build, and true of ours: the runtime binds INT64, and TensorRT-RTX tunes when it loads.
@@ -35,56 +35,65 @@ class Cancelled(Exception):
 
 
 class Stop:
-    """Whether the parent asked to stop, or is gone; TensorRT asks at every step."""
+    """Whether the parent asked to stop; TensorRT asks at every step."""
 
-    def __init__(self, parent: int | None = None) -> None:
-        """`parent`: the process id of one that this process must not outlive."""
-        self._asked, self._parent = False, parent
+    def __init__(self) -> None:
+        self.asked = False
 
     def ask(self, *_: object) -> None:
-        self._asked = True
-
-    @property
-    def asked(self) -> bool:
-        return self._asked or (self._parent is not None and is_orphan(self._parent))
+        self.asked = True
 
 
 def main() -> int:
-    """Build the job on standard input. 0 when it was built or the reason was told."""
+    """Build the job on standard input, which stays open as long as it is wanted. 0 when it was built or the reason was told."""
     with _standard_output_to_errors() as out:
-        parent = int(sys.argv[1]) if sys.argv[1:] else None
-        if parent is not None:
-            end_with_parent(parent)
-        stop = Stop(parent)
+        end_with_parent()
+        stop = Stop()
         signal.signal(signal.SIGTERM, stop.ask)
-        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return ORPHANED
+        end_with_input()
+        job = msgspec.json.decode(line, type=Job)
+        refused: EdgeVQAError | None = None
         try:
-            line = encode_line(build(job, stop, lambda phase: _write(out, encode_line(phase))))
+            build(job, stop, lambda message: _write(out, encode_line(message)))
         except Cancelled:
             return 130
         except EdgeVQAError as error:
-            line = encode_line(Refused(message=str(error), exit_code=error.exit_code))
+            refused = error
         except OSError as error:
-            clear = explain_write_error(error, Path(job.engine))
-            if clear is None:
+            refused = explain_write_error(error, Path(job.engine))
+            if refused is None:
                 raise
-            line = encode_line(Refused(message=str(clear), exit_code=clear.exit_code))
-        _write(out, line)
+        if refused is not None:
+            _write(out, encode_line(Refused(message=str(refused), exit_code=refused.exit_code)))
     return 0
 
 
-def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
-    """Parse, build and write one engine. Raises `CheckFailed` with TensorRT's reason, and `Cancelled`."""
-    started = time.monotonic()
+def build(job: Job, stop: Stop, tell: Callable[[Message], None]) -> Built:
+    """Parse, build and write one engine, then ask it what it is; each is told when it is known, and all is given.
+
+    Raises `CheckFailed` with TensorRT's reason, and `Cancelled`.
+    """
     toolkit = load_toolkit(job.options.row)
-    refuse_impossible(job.options, toolkit)
+    logger = make_logger(toolkit.module)
+    built, plan = _make(job, toolkit, logger, stop, tell)  # what built it is gone then: loading takes memory as well
+    tell(built)
+    inspected = inspect_plan(toolkit.module, logger, plan, job) if job.half else Inspected()
+    tell(inspected)
+    return inspected.added_to(built)
+
+
+def _make(job: Job, toolkit: Toolkit, logger: Any, stop: Stop, tell: Callable[[Message], None]) -> tuple[Built, Any]:
+    """The engine, written, and its plan."""
+    started = time.monotonic()
     trt = toolkit.module
-    logger = make_logger(trt)
     builder = _builder(trt, logger)
     config = _configure(toolkit, builder, job)
     cache = open_timing_cache(config, job, logger)
     network, parser = parse_network(toolkit, builder, logger, Path(job.onnx), job.graph, job.options.target)
-    check_network(built_for(job.options, job.numerics, toolkit), job.graph, network, trt.DataType.FLOAT)
+    check_network(job.options.compute_capabilities, job.graph, network, trt.DataType.FLOAT)
     inputs, outputs = tensors(network)
     profiles = add_profiles(builder, config, job)
     config.progress_monitor = make_monitor(trt, stop, tell)
@@ -98,20 +107,18 @@ def build(job: Job, stop: Stop, tell: Callable[[Phase], None]) -> Built:
     Path(job.engine).write_bytes(memoryview(plan))
     unkept = keep_timing_cache(cache, config, job)
     names, operators = high_layers(toolkit, network) if job.half else ([], {})
-    warnings = [*unkept, *logger.warnings[:20]]
-    engine = inspect_plan(trt, logger, plan, job) if job.half else Inspected()
-    return Built(
+    built = Built(
         version=parse_header(bytes(memoryview(plan)[:HEADER_BYTES]), where=job.engine).version,
         profiles=profiles,
         inputs=inputs,
         outputs=outputs,
         high_layers=names,
         high_operators=operators,
-        fp32_layers=engine.layers,
         seconds=time.monotonic() - started,
-        peak_memory_mb=peak_memory_mb(),
-        warnings=[*warnings, *([engine.warning] if engine.warning else [])],
+        peak_memory_mb=peak_memory_mb() or 0.0,
+        warnings=[*unkept, *logger.warnings[:20]],
     )
+    return built, plan
 
 
 def _builder(trt: Any, logger: Any) -> Any:
@@ -142,7 +149,7 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def make_monitor(trt: Any, stop: Stop, tell: Callable[[Phase], None]) -> Any:
+def make_monitor(trt: Any, stop: Stop, tell: Callable[[Message], None]) -> Any:
     """A progress monitor that tells the outermost phase and its steps, and cancels when `stop` was asked."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -197,7 +204,7 @@ def _configure(toolkit: Toolkit, builder: Any, job: Job) -> Any:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = options.dla_core
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can then name our layers
-    _set_capabilities(toolkit, config, built_for(options, job.numerics, toolkit))
+    _set_capabilities(toolkit, config, options.compute_capabilities)
     return config
 
 
@@ -208,15 +215,6 @@ def _set_capabilities(toolkit: Toolkit, config: Any, wanted: tuple[str, ...]) ->
     config.num_compute_capabilities = len(wanted)
     for number, capability in enumerate(wanted):
         config.set_compute_capability(capability_member(toolkit, capability), number)
-
-
-def peak_memory_mb() -> float:
-    """The process's highest resident size so far, in MB of 10^6 bytes; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
 
 
 @contextlib.contextmanager

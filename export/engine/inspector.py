@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edgevqa.export.engine.protocol import Job
+from edgevqa.export.engine.protocol import Inspected, Job
 from edgevqa.runtime.engines import Profile
 
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
@@ -22,13 +22,6 @@ _KNOWN = re.compile(
     r"\b(fp\d+|float\w*|half|bf16|bfloat\w*|u?int\d+|bool|e\dm\d\w*)\b", re.IGNORECASE
 )  # and not "N/A due to dynamic shapes"
 _MOVING = {"cast", "constant", "identity", "noop", "reformat", "shape", "shuffle", "signal", "wait"}  # none computes
-
-
-class Inspected(msgspec.Struct, frozen=True, kw_only=True):
-    """Names of the layers that give out FP32, None where none were told; and what to know of that."""
-
-    layers: list[str] | None = None
-    warning: str | None = None
 
 
 def inspect_plan(trt: Any, logger: Any, plan: Any, job: Job) -> Inspected:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import msgspec
 
@@ -38,7 +38,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     axes: dict[str, tuple[int, int, int]] = {}
     workspace_bytes: int | None = None
     memory_budget_bytes: int | None = None
-    timing_cache: Path | None = None
+    timing_cache: str | None = None
     optimization_level: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
@@ -49,6 +49,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rebuild: bool = False
 
     def __post_init__(self) -> None:
+        if self.timing_cache is not None:  # a Path from Python: the building process is told in JSON, which has none
+            msgspec.structs.force_setattr(self, "timing_cache", os.fspath(self.timing_cache))
         row = self.row
         if not row.builds_engines:
             reason = row.cannot.get("build", f"it runs the ONNX graphs with {row.backend}, no engine is needed")

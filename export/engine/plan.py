@@ -5,10 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from edgevqa.export.engine.axes import check_axes
-from edgevqa.export.engine.capabilities import built_for, check_gpu, check_products
+from edgevqa.export.engine.capabilities import check_dla, check_gpu, check_products, settled
 from edgevqa.export.engine.choice import choose_buildable
-from edgevqa.export.engine.dla import check_dla
-from edgevqa.export.engine.estimate import check_budget
 from edgevqa.export.engine.flavours import Toolkit, load_toolkit, refuse_impossible
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
@@ -20,7 +18,7 @@ from edgevqa.runtime.manifest import VariantSpec
 from edgevqa.runtime.questions import Questions
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One build. The options name the compute capabilities that are built for, where TensorRT-RTX builds."""
 
     variant: str
@@ -36,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.options.target}/{self.variant}"
 
 
-def make_plan(bundle: Bundle, options: BuildOptions) -> Plan:
+def make_plan(bundle: Bundle, options: BuildOptions) -> BuildPlan:
     """Raises what `build` raises before it starts."""
     variant = choose_buildable(bundle, options)
     spec = bundle.variant(variant)
@@ -45,7 +43,7 @@ def make_plan(bundle: Bundle, options: BuildOptions) -> Plan:
     check_timing_cache(options.timing_cache)
     machine = read_machine()
     check_gpu(options, variant, spec.numerics, here(machine).compute_capability)
-    options = msgspec.structs.replace(options, compute_capabilities=built_for(options, spec.numerics, toolkit))
+    options = settled(options, spec.numerics, toolkit)
     check_products(options.compute_capabilities, variant, spec)
     main = Questions.of(bundle).main
     template = None if main is None else main.template_tokens
@@ -53,6 +51,5 @@ def make_plan(bundle: Bundle, options: BuildOptions) -> Plan:
     ranges = axis_ranges(bundle.manifest, spec.graphs, options, template=template)
     profiles = {name: graph_profiles(name, graph, ranges) for name, graph in spec.graphs.items()}
     check_dla(options, variant, spec.numerics, profiles)
-    check_budget(spec.graphs, spec.numerics, profiles, options)
     bundle.require_files(variant)
-    return Plan(variant=variant, spec=spec, options=options, toolkit=toolkit, profiles=profiles, machine=machine)
+    return BuildPlan(variant=variant, spec=spec, options=options, toolkit=toolkit, profiles=profiles, machine=machine)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgevqa.export.engine.options import BuildOptions
-from edgevqa.export.engine.pictures import least_picture
 from edgevqa.runtime.axes import (
     USUAL_QUESTION,
     Range,
@@ -21,6 +20,7 @@ from edgevqa.runtime.axes import (
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from edgevqa.runtime.preprocessing.idefics3 import expansion, settings_of
 from edgevqa.runtime.text import PLAIN
 
 Axes = Mapping[str, Range]
@@ -219,3 +219,18 @@ def _words(manifest: Manifest, graphs: Mapping[str, GraphSpec], options: BuildOp
 def _reads_words(graphs: Mapping[str, GraphSpec]) -> bool:
     axes = {axis for graph in graphs.values() for tensor in graph.inputs for axis in tensor.shape}
     return bool(axes & {"words", "keys", "length"})
+
+
+def least_picture(manifest: Manifest, most: int) -> int:
+    """Of a picture that takes at most `most`: all of them where pictures have one size, else those of the smallest one.
+
+    Pictures of several sizes have tokens for each tile or patch, so those of the fewest are a share of the most.
+    """
+    image = manifest.image
+    if image is None:
+        return 0
+    if image.processor == "fixed" or not image.axes:
+        return most if image.processor == "fixed" else 0
+    if image.processor == "idefics3":
+        return len(expansion(0, 0, settings_of(image).tokens))
+    return min(most * least // highest for least, _, highest in image.axes.values())

@@ -15,16 +15,20 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Job(_Line, frozen=True, kw_only=True):
-    """One graph to build: paths, profiles, and the variant's precision; `half` where a part of it is below float32."""
+    """One graph to build: paths, profiles, settled options, and what the variant computes in."""
 
     graph: str
     onnx: str
     engine: str
     profiles: list[Profile]
     options: BuildOptions
-    half: bool
-    numerics: Numerics = "fp32"
+    numerics: Numerics
     timing_cache: str | None
+
+    @property
+    def half(self) -> bool:
+        """Whether a part of it computes below float32."""
+        return self.numerics not in ("fp32", "s8-fp32", "u8-fp32")
 
 
 class Phase(_Line, frozen=True, kw_only=True, tag="phase"):
@@ -36,10 +40,10 @@ class Phase(_Line, frozen=True, kw_only=True, tag="phase"):
 
 
 class Built(_Line, frozen=True, kw_only=True, tag="built"):
-    """The engine is written.
+    """The engine is written: it is not lost where the process ends after this line.
 
     `profiles` are those that TensorRT has. `high_operators` counts the network's layers that compute in FP32, by its type;
-    `fp32_layers` names the engine's, where a GPU could load it.
+    `fp32_layers` names the engine's, which the process only tells later (`Inspected`).
     """
 
     version: Version
@@ -48,10 +52,25 @@ class Built(_Line, frozen=True, kw_only=True, tag="built"):
     outputs: list[TensorSpec]
     high_layers: list[str]
     high_operators: dict[str, int]
-    fp32_layers: list[str] | None
+    fp32_layers: list[str] | None = None
     seconds: float
     peak_memory_mb: float
     warnings: list[str]
+
+
+class Inspected(_Line, frozen=True, kw_only=True, tag="inspected"):
+    """What the finished engine says of itself: names of the layers that give out FP32, None where none were told.
+
+    `warning` is what to know of that.
+    """
+
+    layers: list[str] | None = None
+    warning: str | None = None
+
+    def added_to(self, built: Built) -> Built:
+        """The engine with what it says of itself."""
+        warnings = [*built.warnings, *([self.warning] if self.warning else [])]
+        return msgspec.structs.replace(built, fp32_layers=self.layers, warnings=warnings)
 
 
 class Refused(_Line, frozen=True, kw_only=True, tag="refused"):
@@ -61,7 +80,7 @@ class Refused(_Line, frozen=True, kw_only=True, tag="refused"):
     exit_code: int
 
 
-Message = Phase | Built | Refused
+Message = Phase | Built | Inspected | Refused
 
 
 def encode_line(message: Job | Message) -> bytes:

@@ -15,10 +15,11 @@ from edgevqa.runtime.staging import check_place, remove
 _OTHER = "Give another file: a missing or an empty one is begun."
 
 
-def check_timing_cache(path: Path | None) -> None:
+def check_timing_cache(given: str | Path | None) -> None:
     """Raise `InputError` where `--timing-cache` is a folder, or cannot be read or written: before the work."""
-    if path is None:
+    if given is None:
         return
+    path = Path(given)
     if path.is_dir():
         raise InputError(f"--timing-cache {path}: it is a folder; expected a file. {_OTHER}")
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -32,6 +33,12 @@ class RepeatsRows(Protocol):
     def repeat_rows(self, copies: int) -> Tensor:
         """Every row `copies` times, one after the other, as `numpy.repeat` does on axis 0."""
         ...
+
+
+def wait_for(outputs: Mapping[str, Tensor]) -> None:
+    """Wait until a run has ended, by reading its smallest output: sessions return when the device has its work."""
+    if outputs:
+        min(outputs.values(), key=lambda tensor: math.prod(tensor.shape)).numpy()
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -196,7 +196,7 @@ def test_a_bundle_that_cannot_be_made_does_not_stop_the_next_model(
     report = gpu.Report(tmp_path / "gpu.json", plan, ["reference", "large"])
 
     def fails() -> Model:
-        gpu._edgevqa(plan, "export", "a-model-that-is-absent", "-o", tmp_path / "x")
+        gpu._edgevqa(plan, "reference", "export", "a-model-that-is-absent", "-o", tmp_path / "x")
         return model_of("reference")
 
     monkeypatch.setattr(
@@ -204,10 +204,46 @@ def test_a_bundle_that_cannot_be_made_does_not_stop_the_next_model(
     )
     gpu.measure(report, {"reference": fails, "large": lambda: model_of("large")})
     assert set(report.results["reference"]["not_run"]) == {"onnxruntime", "torch-eager"}
-    assert "edgevqa export: its process ended with exit code 4; it last said: Export failed" in next(
+    assert "export: its process ended with exit code 4; it last said: Export failed" in next(
         iter(report.results["reference"]["not_run"].values())
     )
     assert list(report.results["large"]["rows"]) == ["onnxruntime", "torch-eager"]
+
+
+COMMAND = """
+import json, sys
+from pathlib import Path
+print("made by", sys.argv[1:])
+if sys.argv[1] == "export":
+    folder = Path(sys.argv[sys.argv.index("-o") + 1])
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"variants": {}}))
+"""
+
+
+def test_each_model_is_made_by_processes_with_logs_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Writing the large checkpoint takes gigabytes, which would stay in the benchmark's own process."""
+    monkeypatch.setattr(gpu, "EDGEVQA", fake_command(tmp_path, COMMAND))
+    monkeypatch.setattr(gpu, "CHECKPOINT", fake_command(tmp_path, COMMAND))
+    plan = plan_of(tmp_path, ())
+    (tmp_path / "checkpoint").mkdir()
+    assert gpu._reference(plan, None, tiny=False).bundle == str(tmp_path / "reference.bundle")
+    assert gpu._large(plan).bundle == str(tmp_path / "large.bundle")
+    logs = {file.name: file.read_text() for file in tmp_path.glob("*.log")}
+    steps = [f"{name}.{step}.log" for name in gpu.MODELS for step in ("calibrate", "export", "quantize")]
+    assert sorted(logs) == sorted([*steps, "large.checkpoint.log"])
+    assert "'--clip', 'large', '--t5', 'base'" in logs["large.checkpoint.log"]
+    assert "large.bundle" in logs["large.export.log"]
+    assert "reference.bundle" in logs["reference.export.log"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_taken_for_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "CHECKPOINT", fake_command(tmp_path, "import sys; print('no space'); sys.exit(1)"))
+    with pytest.raises(gpu.PreparationError, match="checkpoint: its process ended with exit code 1; it last said: no"):
+        gpu._large(plan_of(tmp_path, ()))
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_engines_that_cannot_be_built_are_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,7 +296,7 @@ def test_a_workers_last_line_is_the_error_and_not_its_advice(
     )
     (tmp_path / "task.json").write_bytes(msgspec.json.encode(given))
     monkeypatch.setattr(worker, "_measure", fails)
-    monkeypatch.setattr(worker, "end_with_parent", lambda parent: None)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
     monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "task.json"), str(tmp_path / "figures.json")])
     with pytest.raises(SystemExit, match="1"):
         worker.main()

@@ -22,6 +22,7 @@ from edgevqa.calibration.quantization.variants import wanted_numerics
 from edgevqa.calibration.quantization.weight_scales import absmax_scales, clipped_scales
 from edgevqa.evaluation.layers import layers_of
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import InputError
 
 LAYERS = 95
@@ -107,6 +108,22 @@ def test_a_bundle_without_calibration_is_calibrated_first(reference_bundle: Path
     assert calibration.samples == 30  # the rest is left to check with
     assert [warning.partition(":")[0] for warning in done.warnings] == ["Answers were not checked"]
     assert "int8-u8-fp32: write graphs" in told
+
+
+def test_what_the_bundles_own_target_cannot_run_is_said_before_calibrating(
+    reference_bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "legacy.bundle"
+    shutil.copytree(reference_bundle, path)
+    bundle = Bundle.open(path)
+    with BundleWriter.extend(bundle) as writer:
+        writer.finish(msgspec.structs.replace(bundle.manifest, target="jetson-orin-legacy"))
+    told: list[str] = []
+    for data in (None, "scenes:5:40"):
+        options = QuantizeOptions(precision="int8", data=data)
+        with pytest.raises(InputError, match="'jetson-orin-legacy' cannot run int8"):
+            quantize(path, options, report=lambda what, done, total: told.append(what))
+    assert told == []
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,16 @@ import msgspec
 import pytest
 
 from edgevqa.cli.build import next_line
+from edgevqa.export import trtexec
 from edgevqa.export.engine import build as building
+from edgevqa.export.engine import profiles
 from edgevqa.export.engine.build import BuiltEngines
+from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.engines import EngineRecord
 from edgevqa.runtime.machine import Gpu, Machine, read_machine
+from edgevqa.runtime.questions import Questions
 
 Invoke = Callable[..., tuple[int, str, str]]
 LEGACY = ("--target", "jetson-orin-legacy")
@@ -54,11 +58,20 @@ def test_the_lines_of_a_board_that_builds_by_itself_are_printed(invoke: Invoke, 
     assert (code, json.loads(out)["lines"]) == (0, lines)
 
 
+def test_lines_tell_sizes_that_are_open_in_a_graph_and_fixed_in_the_build(invoke: Invoke, legacy_bundle: Path) -> None:
+    """What trtexec is not told it takes for 1: a cache of one slot, say."""
+    code, out, _ = invoke("build", legacy_bundle, *LEGACY, "--batch", "1", "--max-question", "1")
+    assert code == 0
+    assert all(f"--{side}Shapes=" in line for line in out.splitlines() for side in ("min", "opt", "max"))
+    assert "encoder_attention_mask:1x66" in out.splitlines()[-1], "65 image tokens and a word"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (("--precision", "int8"), "cannot run int8: FP16 scales need opset 19"),
         (("--refit",), "--max-new-tokens are all that its lines take"),
+        (("--compute-capability", "8.7"), "Target 'jetson-orin-legacy' is built by trtexec: "),
         (("--axis", "words=1:2:3"), "--max-question sets it"),
         (("--max-question", "31"), "at most 30 tokens"),
     ],
@@ -69,6 +82,24 @@ def test_what_the_lines_cannot_have_is_refused(
     code, out, err = invoke("build", legacy_bundle, *LEGACY, *given)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_the_lines_have_room_for_the_template_as_a_build_has(
+    legacy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for the longest that there can be."""
+    seen: list[int | None] = []
+
+    def axis_ranges(*given: Any, template: int | None = None) -> Any:
+        seen.append(template)
+        return profiles.axis_ranges(*given, template=template)
+
+    monkeypatch.setattr(trtexec, "axis_ranges", axis_ranges)
+    bundle = Bundle.open(legacy_bundle)
+    main = Questions.of(bundle).main
+    assert main is not None
+    assert list(trtexec.trtexec_lines(bundle))
+    assert seen == [main.template_tokens]
 
 
 def test_graphs_of_newer_boards_are_refused(invoke: Invoke, reference_bundle: Path) -> None:
@@ -113,7 +144,10 @@ def machine(*capabilities: str) -> Machine:
     return msgspec.structs.replace(read_machine(), gpus=gpus, jetson=None)
 
 
-def test_the_next_step_is_the_question_or_the_way_to_a_gpu(reference_bundle: Path, tmp_path: Path) -> None:
+def test_the_next_step_is_the_question_or_the_way_to_a_gpu(
+    reference_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevqa.cli.build.nvidia_driver", lambda: False)
     path = Path(shutil.copytree(reference_bundle, tmp_path / "my bundle"))
     asked = f"edgevqa ask '{path}' PICTURE \"QUESTION\" --precision fp32 --backend tensorrt-rtx"
     assert next_line(built(path), machine("8.9")) == f"Ask it: {asked}"
@@ -124,6 +158,8 @@ def test_the_next_step_is_the_question_or_the_way_to_a_gpu(reference_bundle: Pat
     assert "This machine's GPU has compute capability 8.6; the engines are for 8.0, 8.9" in other
     server = built(path, target="server-trt10", flavour="tensorrt", compute_capabilities=["8.6"])
     assert next_line(server, machine("8.6")).endswith("--backend tensorrt")
+    monkeypatch.setattr("edgevqa.cli.build.nvidia_driver", lambda: True)
+    assert next_line(built(path), machine()) == f"Ask it: {asked}", "nvidia-smi alone is missing"
 
 
 def pack(path: Path) -> str:
@@ -141,6 +177,36 @@ def test_a_stopped_build_says_what_is_kept(
     code, out, err = invoke("build", reference_bundle, "--target", "rtx")
     assert (code, out) == (130 if isinstance(ending, KeyboardInterrupt) else 143, "")
     assert "Engines that were finished are kept: the same command goes on with the others." in err
+    code, _, err = invoke("build", reference_bundle, "--target", "rtx", "--rebuild")
+    assert "finished are kept" not in err
+    assert "With --rebuild no finished engine is kept; run again without --rebuild to keep them." in err
+
+
+def test_a_stopped_build_whose_cache_takes_nothing_says_so(
+    invoke: Invoke, reference_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, unkept: list[str], **__: object) -> NoReturn:
+        unkept.append("It cannot be kept in /full.")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", stopped)
+    _, _, err = invoke("build", reference_bundle, "--target", "rtx")
+    assert "The bundle is as it was. It cannot be kept in /full." in err
+    assert "finished are kept" not in err
+
+
+def test_a_timing_cache_can_be_told_to_the_building_process(
+    invoke: Invoke, reference_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[BuildOptions] = []
+
+    def stopped(path: Path, options: BuildOptions, **_: object) -> NoReturn:
+        told.append(msgspec.json.decode(msgspec.json.encode(options), type=BuildOptions))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", stopped)
+    invoke("build", reference_bundle, "--target", "server-trt10", "--timing-cache", tmp_path / "own.cache")
+    assert told[0].timing_cache == str(tmp_path / "own.cache")
 
 
 @pytest.mark.parametrize(

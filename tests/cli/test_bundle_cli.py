@@ -64,6 +64,7 @@ def test_pack_and_unpack(invoke: Invoke, fake_bundle: Bundle, tmp_path: Path, mo
         "file": "copy.tar",
         "size_bytes": Path("copy.tar").stat().st_size,
         "left_out": [],
+        "stale": [],
     }
     assert Path("copy.tar").read_bytes() == Path("bundle.edgevqa.tar").read_bytes()
 

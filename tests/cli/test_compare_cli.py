@@ -59,12 +59,15 @@ def test_a_condition_that_holds_fails_with_both_values(invoke: Invoke, two_preci
         (("--fail-if", "int9.accuracy < 1"), "Rows: fp32, int8, int8-u8-fp32"),
         (("--fail-if", "int8.speed < 1"), "no figure 'speed'"),
         (("--fail-if", "int8.accuracy"), "not a condition"),
-        (("--precisions", "fp32,mixed"), "--precision mixed --data DATA"),
+        (("--precisions", "fp32,mixed"), "--precision mixed --data DATA\n"),
+        (("--precisions", "fp8"), "--precision fp8 --data DATA --target T (T: jetson-thor-jp7, "),
         (("--precisions", "fp32,,int8"), "--precisions is 'fp32,,int8'"),
         (("--samples", "0"), "samples is 0"),
         (("--latency-runs", "-1"), "latency_runs is -1"),
         (("--report", "/"), "is a folder"),
         (("--csv", "/"), "is a folder"),
+        (("--csv", "/proc/nowhere/rows.csv"), "/proc/nowhere/rows.csv cannot be written"),
+        (("--report", "/proc/nowhere/page.html"), "/proc/nowhere/page.html cannot be written"),
     ],
 )
 def test_mistakes_are_told_at_once(invoke: Invoke, two_precisions: Path, arguments: tuple[str, ...], told: str) -> None:

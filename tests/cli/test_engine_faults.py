@@ -12,7 +12,7 @@ import pytest
 
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
-from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, encode_record
+from edgevqa.runtime.engines import FORMAT, EngineRecord, GraphEngine, decode_record, encode_record
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import EngineSet
 
@@ -157,6 +157,12 @@ def test_inspect_names_the_damaged_file(invoke: Invoke, with_engines: Bundle) ->
     assert found["damaged_engines"][KEY].startswith(told)
 
 
+def test_inspect_of_a_bundle_looks_at_sizes_and_verify_at_every_byte(invoke: Invoke, with_engines: Bundle) -> None:
+    changed(with_engines.root / f"engines/{KEY}/projector.engine")
+    assert json.loads(invoke("inspect", with_engines.root, "--json")[1])["damaged_engines"] == {}
+    assert invoke("bundle", "verify", with_engines.root)[0] == 1
+
+
 def test_a_record_that_was_changed_is_told_and_the_rest_is_shown(invoke: Invoke, with_engines: Bundle) -> None:
     changed(with_engines.root / f"engines/{KEY}/engine.json")
     code, out, err = invoke("inspect", with_engines.root)
@@ -198,6 +204,22 @@ def test_engines_of_older_weights_are_told(invoke: Invoke, with_engines: Bundle)
         assert again(with_engines) in err
         code, out, _ = invoke("inspect", path, "--json")
         assert (code, told in json.loads(out)["stale"]) == (1, True)
+    code, out, err = invoke("bundle", "pack", with_engines.root, "-o", folder.parents[2].parent / "x.tar", "--json")
+    assert (code, told in json.loads(out)["stale"][0]) == (0, True)
+    assert told in err
+
+
+def test_an_engine_that_is_missing_or_of_another_machine_is_built_again_in_its_bundle(
+    invoke: Invoke, with_engines: Bundle
+) -> None:
+    path = with_engines.root / f"engines/{KEY}/engine.json"
+    record = decode_record(path.read_bytes(), where="it")
+    path.unlink()  # a hard link of another bundle's may be the same file
+    path.write_bytes(encode_record(msgspec.structs.replace(record, arch="vax")))
+    (path.parent / "projector.engine").unlink()
+    code, _, err = invoke("inspect", path)
+    assert (code, err.count(again(with_engines))) == (1, 2)
+    assert "this is" in err
 
 
 def test_an_engine_record_is_found_in_its_bundle_from_within(
@@ -207,6 +229,19 @@ def test_an_engine_record_is_found_in_its_bundle_from_within(
     monkeypatch.chdir(with_engines.root / f"engines/{KEY}")
     code, _, err = invoke("inspect", "engine.json")
     assert (code, again(with_engines) in err) == (1, True)
+
+
+def test_an_engine_record_is_found_in_its_bundle_on_any_way(
+    invoke: Invoke, with_engines: Bundle, tmp_path: Path
+) -> None:
+    """The folder of the bundle is the third above what the path leads to, not above what was typed."""
+    new_weights(with_engines)
+    link = tmp_path / "link"
+    link.symlink_to(with_engines.root / f"engines/{KEY}")
+    ways = (link, with_engines.root / f"engines/{KEY}/../fp32", link / ".." / "fp32")
+    for path in (way / name for way in ways for name in ("engine.json", "projector.engine")):
+        code, _, err = invoke("inspect", path)
+        assert (code, again(with_engines) in err) == (1, True), path
 
 
 def test_engines_of_a_graph_that_changed_are_told_by_its_name(invoke: Invoke, with_engines: Bundle) -> None:

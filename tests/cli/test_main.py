@@ -190,6 +190,28 @@ def test_a_result_that_cannot_be_written_names_standard_output(args: tuple[str, 
     assert process.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("targets >/dev/full 2>&1", 3),
+        ("targets --json 2>/dev/full", 0),
+        ("inspect nowhere 2>/dev/full", 2),
+        ("--debug inspect nowhere 2>/dev/full", 2),
+        ("inspect 2>/dev/full", 2),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_message_that_cannot_be_written_changes_no_exit_code(line: str, code: int, unbuffered: str) -> None:
+    """An exit code of 1 would say that a check failed. Usage errors are written by typer, not by us."""
+    line = f'exec "$0" -m edgevqa.cli.main {line}'
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(
+        ["/bin/sh", "-c", line, sys.executable], stdout=subprocess.DEVNULL, env=environment, timeout=60
+    )
+    assert process.returncode == code
+
+
 @pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell that closes a stream")
 @pytest.mark.parametrize(("line", "code"), [("targets >&-", 0), ("inspect nowhere 2>&-", 2)])
 def test_a_stream_that_the_shell_closed_is_no_bug(line: str, code: int) -> None:

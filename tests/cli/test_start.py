@@ -39,7 +39,7 @@ sys.exit({function}())
 """
 
 
-def start(setting: str = "", **variables: str) -> subprocess.Popen[str]:
+def start(setting: str = "", stderr: int = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
     """`edgevqa doctor` in a process of its own, as the installed script runs it; the command takes a minute."""
     found = re.search(r'^edgevqa = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     assert found is not None
@@ -47,9 +47,17 @@ def start(setting: str = "", **variables: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", SCRIPT.format(setting=setting, module=found[1], function=found[2]), "doctor"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_interrupted_import_is_130_where_nothing_can_be_written() -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = start(stderr=full.fileno(), INTERRUPTED_IMPORT="edgevqa.cli.main")
+        process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("name", ["edgevqa.cli.main", "typer", "typer.core", "edgevqa.runtime.errors"])

@@ -119,7 +119,7 @@ def test_the_legacy_target_gets_opset_17_that_agrees(official: Write, tmp_path: 
     exported = export(str(folder / "ckpt.pth"), tmp_path / "bundle", options)
     assert exported.parity is not None
     assert exported.parity.answers_identical == exported.parity.answers_compared
-    lines = list(trtexec_lines(exported.bundle.manifest))
+    lines = list(trtexec_lines(exported.bundle))
     for (name, graph), line in zip(exported.bundle.manifest.variants["fp32"].graphs.items(), lines, strict=True):
         assert (graph.opset, graph.ir_version) == (17, 8)
         model = onnx.load(exported.bundle.graph_path("fp32", name), load_external_data=False)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from edgevqa.calibration import CalibrateOptions, QuantizeOptions, calibrate, quantize
 from edgevqa.export import ExportOptions, export
 from edgevqa.export.engine import child
+from edgevqa.export.engine.capabilities import settled
+from edgevqa.export.engine.flavours import load_toolkit
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
 from edgevqa.export.engine.protocol import Job
@@ -192,14 +194,15 @@ class FamilyContract:
         variant = next(name for name, each in bundle.manifest.variants.items() if each.numerics == precision)
         graphs = bundle.variant(variant).graphs
         ranges = axis_ranges(bundle.manifest, graphs, options)
+        numerics, toolkit = bundle.variant(variant).numerics, load_toolkit(options.row)
         for name, spec in graphs.items():
             job = Job(
                 graph=name,
                 onnx=str(bundle.graph_path(variant, name)),
                 engine=str(tmp_path / f"{name}.engine"),
                 profiles=graph_profiles(name, spec, ranges),
-                options=options,
-                half=True,
+                options=settled(options, numerics, toolkit),
+                numerics=numerics,
                 timing_cache=None,
             )
             built = child.build(job, child.Stop(), lambda phase: None)

@@ -20,6 +20,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from edgevqa.calibration.describe import graph_spec
 from edgevqa.calibration.linears import find_linears
 from edgevqa.export.engine import child
+from edgevqa.export.engine.capabilities import settled
+from edgevqa.export.engine.flavours import load_toolkit
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import graph_profiles
 from edgevqa.export.engine.protocol import Job
@@ -186,13 +188,14 @@ def test_every_linear_can_be_quantised(traced: Traced) -> None:
 @pytest.mark.tensorrt
 def test_every_other_mechanism_becomes_an_engine(traced: Traced, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
+    options = BuildOptions(target="rtx", batch=(1, 4))
     job = Job(
         graph="heads",
         onnx=str(traced.path),
         engine=str(tmp_path / "heads.engine"),
         profiles=graph_profiles("heads", traced.spec, [{"batch": (1, 2, 4), "image": (1, 2, 4), "words": (1, 8, 32)}]),
-        options=BuildOptions(target="rtx", batch=(1, 4)),
-        half=False,
+        options=settled(options, "fp32", load_toolkit(options.row)),
+        numerics="fp32",
         timing_cache=None,
     )
     built = child.build(job, child.Stop(), lambda phase: None)

@@ -20,7 +20,7 @@ from edgevqa.runtime.bundle_writer import BundleWriter
 from edgevqa.runtime.errors import BundleError, InputError, UnavailableError
 from edgevqa.runtime.hashing import sha256_bytes
 from edgevqa.runtime.manifest import Manifest
-from edgevqa.runtime.staging import refuse_mount
+from edgevqa.runtime.staging import refuse_place
 
 Snapshot = Callable[[Path], dict[str, bytes]]
 Member = tuple[tarfile.TarInfo, bytes]
@@ -270,4 +270,19 @@ def test_a_pipe_is_not_replaced_by_a_file(fake_bundle: Bundle, tmp_path: Path) -
 
 def test_a_mount_point_is_refused_before_anything_is_written() -> None:
     with pytest.raises(InputError, match=r"/ is a mount point.*a folder below it"):
-        refuse_mount(Path("/"))
+        refuse_place(Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("where", "given"), [("bundle", "."), ("bundle/engines/rtx", "../.."), ("bundle", "../bundle")]
+)
+def test_a_folder_to_stand_in_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, given: str
+) -> None:
+    """Its replacement would leave the shell in a folder that is gone."""
+    (tmp_path / "bundle/engines/rtx").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / where)
+    with pytest.raises(InputError, match=rf"holds the current directory.*cd {tmp_path}"):
+        refuse_place(Path(given))
+    monkeypatch.chdir(tmp_path)
+    refuse_place(Path("bundle"))

@@ -41,6 +41,30 @@ def test_a_change_while_files_are_flushed_is_not_lost(fake_bundle: Bundle, monke
     assert [path.name for path in fake_bundle.root.parent.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_change_since_the_bundle_was_opened_is_not_lost(fake_bundle: Bundle, damage: bool) -> None:
+    """Calibrating takes minutes between opening the bundle and writing; files of its own may be gone by then."""
+    other = Bundle.open(fake_bundle.root)
+    with BundleWriter.extend(other) as early:
+        manifest = only(other, "fp16")
+        if damage:
+            shared = next(iter(set(fake_bundle.manifest.files()) & set(manifest.files())))
+            early.path(shared.path).write_bytes(b"other numbers")
+            told = msgspec.json.encode(manifest).replace(
+                msgspec.json.encode(shared), msgspec.json.encode(early.describe(shared.path))
+            )
+            manifest = msgspec.json.decode(told, type=Manifest)
+        early.finish(manifest)
+    with (
+        pytest.raises(BundleError, match=r"changed by another process meanwhile. Run the command again"),
+        BundleWriter.extend(fake_bundle),
+    ):
+        pass
+    found = Bundle.open(fake_bundle.root)
+    assert list(found.manifest.variants) == ["fp16"]
+    assert all(report.passed for report in found.verify())
+
+
 def test_what_another_process_exported_meanwhile_stays(
     tmp_path: Path, fill_writer: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_checks import build_line
@@ -37,8 +38,8 @@ def choose_engines(
     refused: dict[str, BundleError] = {}
     for key, record in records.items():
         try:
-            check_record(record, place, where=f"The engine set '{key}' of {bundle.root}")
-            _check_runtime(record, toolkit, key)
+            check_record(record, place, where=f"The engine set '{key}' of {bundle.root}", root=bundle.root)
+            _check_runtime(record, toolkit, key, bundle.root)
         except BundleError as error:
             refused[key] = error
     fitting = [key for key in records if key not in refused]
@@ -72,17 +73,18 @@ def _candidates(bundle: Bundle, variant: str, flavour: Flavour, target: str | No
     return own or keys
 
 
-def _check_runtime(record: EngineRecord, toolkit: Toolkit, key: str) -> None:
+def _check_runtime(record: EngineRecord, toolkit: Toolkit, key: str, root: Path) -> None:
     """What the lean and dispatch runtimes, and all of ours, cannot run."""
+    again = build_line(root, record.target, record.variant)
     if record.weight_stripped:
         raise BundleError(
             f"The engines of '{key}' hold no weights, and edgevqa does not put them in when it runs. "
-            f"Build them without --strip-weights: edgevqa build BUNDLE --target {record.target}"
+            f"Build them without --strip-weights: {again}"
         )
     if toolkit.kind in ("lean", "dispatch") and not record.version_compatible:
         raise BundleError(
             f"The engines of '{key}' are not version-compatible, and TensorRT's {toolkit.kind} runtime runs no others. "
-            f"Build them again: edgevqa build BUNDLE --target {record.target} --version-compatible; "
+            f"Build them again: {again} --version-compatible; "
             "or install the full TensorRT."
         )
 

@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edgevqa.runtime.engines import EngineRecord
+from edgevqa.runtime.bundle_checks import build_line
+from edgevqa.runtime.engines import NO_BUNDLE, EngineRecord
 from edgevqa.runtime.errors import BundleError, EdgeVQAError, UnavailableError
 from edgevqa.runtime.manifest import TensorSpec
 from edgevqa.runtime.sessions.trt.device import Device, Lane
@@ -41,7 +42,7 @@ class Engine:
         if self.handle is None:
             raise BundleError(
                 f"TensorRT cannot load {path}: {toolkit.complaint()}. "
-                f"Build it again here: edgevqa build BUNDLE --target {record.target}"
+                f"Build it again here: {_again(path, record)} --rebuild"
             )
         names = [self.handle.get_tensor_name(number) for number in range(self.handle.num_io_tensors)]
         location = toolkit.module.TensorLocation.HOST
@@ -133,9 +134,14 @@ def _choose_dla(runtime: Any, record: EngineRecord, path: Path) -> None:
     if record.dla_core >= cores:
         raise BundleError(
             f"{path} was built for DLA core {record.dla_core}; TensorRT finds {cores} here. "
-            f"Build it again here: edgevqa build BUNDLE --target {record.target}, with a --dla-core that is there or none"
+            f"Build it again here with a --dla-core that is there, or with none: {_again(path, record)}"
         )
     runtime.DLA_core = record.dla_core
+
+
+def _again(path: Path, record: EngineRecord) -> str:
+    """The command that builds an engine anew; it lies in `engines/TARGET/VARIANT` of its bundle."""
+    return build_line(path.parents[3] if len(path.parents) > 3 else NO_BUNDLE, record.target, record.variant)
 
 
 def _make_runtimes(toolkit: Toolkit, record: EngineRecord, options: EngineOptions) -> list[Any]:

@@ -41,11 +41,14 @@ for _part in (
 
 from edgevqa.export.engine import build as building  # noqa: E402
 from edgevqa.export.engine import child  # noqa: E402
+from edgevqa.export.engine.capabilities import settled  # noqa: E402
+from edgevqa.export.engine.flavours import load_toolkit  # noqa: E402
 from edgevqa.export.engine.options import BuildOptions  # noqa: E402
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles  # noqa: E402
-from edgevqa.export.engine.protocol import Built, Job  # noqa: E402
+from edgevqa.export.engine.protocol import Built, Inspected, Job, Message, Phase, encode_line  # noqa: E402
 from edgevqa.runtime.bundle import Bundle  # noqa: E402
 from edgevqa.runtime.bundle_writer import BundleWriter  # noqa: E402
+from edgevqa.runtime.manifest import Numerics  # noqa: E402
 from tests.simulators.builder_simulator import BuilderSimulator  # noqa: E402
 from tests.simulators.builder_types import Version  # noqa: E402
 
@@ -57,8 +60,20 @@ MakeJob = Callable[..., Job]
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """A simulated TensorRT of a version, on a machine of `arch`; `build` then builds with it in this process."""
 
-    def in_this_process(job: Job, tell: Any, *, memory_budget_bytes: int | None = None) -> Built:
-        return child.build(job, child.Stop(), lambda phase: tell(phase, 100.0))
+    def in_this_process(job: Job, tell: Any, *, memory_budget_bytes: int | None = None, again: str = "") -> Built:
+        """As `run_job`, and every line takes its way as JSON."""
+        lines: list[Message] = []
+
+        def send(message: Message) -> None:
+            lines.append(msgspec.json.decode(encode_line(message), type=Message))
+            if isinstance(lines[-1], Phase):
+                tell(lines[-1], 100.0)
+
+        child.build(msgspec.json.decode(encode_line(job), type=Job), child.Stop(), send)
+        built, inspected = lines[-2:]
+        if not isinstance(built, Built) or not isinstance(inspected, Inspected):
+            raise TypeError(f"expected an engine and what it says of itself, but got {lines[-2:]}")
+        return inspected.added_to(built)
 
     def make(
         name: str = "tensorrt", version: Version = (10, 3, 0, 30), *, arch: str = "x86_64", **settings: Any
@@ -78,7 +93,9 @@ def make_job(reference_bundle: Path, tmp_path: Path) -> MakeJob:
     bundle = Bundle.open(reference_bundle)
     graphs = bundle.variant("fp32").graphs
 
-    def make(name: str = "server-trt10", *, graph: str = "vision_fusion", half: bool = True, **given: Any) -> Job:
+    def make(
+        name: str = "server-trt10", *, graph: str = "vision_fusion", numerics: Numerics = "fp16", **given: Any
+    ) -> Job:
         options = BuildOptions(target=name, **given)
         ranges = axis_ranges(bundle.manifest, graphs, options)
         return Job(
@@ -86,8 +103,8 @@ def make_job(reference_bundle: Path, tmp_path: Path) -> MakeJob:
             onnx=str(bundle.graph_path("fp32", graph)),
             engine=str(tmp_path / f"{graph}.engine"),
             profiles=graph_profiles(graph, graphs[graph], ranges),
-            options=options,
-            half=half,
+            options=settled(options, numerics, load_toolkit(options.row)) if name == "rtx" else options,
+            numerics=numerics,
             timing_cache=str(tmp_path / "timing" / "own.cache"),
         )
 

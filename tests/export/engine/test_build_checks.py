@@ -139,10 +139,8 @@ class FakeConfig:
 
 
 def timed_job(path: Path, *, given: bool) -> Job:
-    made = options(target="server-trt10", timing_cache=path if given else None)
-    return Job(
-        graph="g", onnx="", engine="", profiles=[], options=made, half=False, numerics="fp32", timing_cache=str(path)
-    )
+    made = options(target="server-trt10", timing_cache=str(path) if given else None)
+    return Job(graph="g", onnx="", engine="", profiles=[], options=made, numerics="fp32", timing_cache=str(path))
 
 
 def logger() -> Any:

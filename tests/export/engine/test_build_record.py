@@ -229,7 +229,7 @@ def test_what_a_tensorrt_has_is_not_refused(install: Install, name: str, version
         version_compatible=True,
         strip_weights=True,
         refit=True,
-        timing_cache=Path("timings"),
+        timing_cache="timings",
         hardware_compatible=not name.startswith("jetson"),
         dla_core=0 if name == "jetson-orin-jp6" else None,
     )

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from edgevqa.export.engine import build as building
-from edgevqa.export.engine.build import BuiltEngines, build
+from edgevqa.export.engine.build import BuiltEngines, again_text, build
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.protocol import Built, Job
 from edgevqa.export.engine.store import EngineStore
@@ -82,7 +82,7 @@ def test_an_equal_build_goes_on(install: Install, path: Path, tmp_path: Path) ->
     trt = install()
     stop_at(path, 2, **GIVEN)
     before = len(trt.builds)
-    limits: dict[str, Any] = {"memory_budget_bytes": 10**12, "timing_cache": tmp_path / "timings"}
+    limits: dict[str, Any] = {"memory_budget_bytes": 10**12, "timing_cache": str(tmp_path / "timings")}
     made = build(path, changed(**limits))
     assert len(made.reused) == 2, "what a build may take, and where it looks up times, changes no engine"
     assert len(trt.builds) == before + len(made.record.graphs) - 2
@@ -181,3 +181,54 @@ def test_an_engine_of_a_stopped_build_is_described_as_it_was_built(
     assert made.reused
     assert made.reused[0] not in jobs
     assert len(made.record.graphs[made.reused[0]].profiles) == 2
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_timing_cache_of_ones_own_reaches_the_building_process(
+    install: Install, path: Path, tmp_path: Path, as_path: bool
+) -> None:
+    """Which is told in JSON."""
+    install()
+    place = tmp_path / "own.cache"
+    given: Any = place if as_path else str(place)
+    made = build(path, changed(timing_cache=given))
+    assert place.read_bytes() == b"timings:gpu0" + b"+tactics" * len(made.record.graphs)
+
+
+def test_a_build_anew_keeps_nothing_for_later(install: Install, path: Path, cache: Path) -> None:
+    """A later one would not look for it."""
+    install()
+    stop_at(path, 2, **GIVEN, rebuild=True)
+    assert list(cache.rglob("plan.engine")) == []
+
+
+def test_what_is_not_kept_is_told_when_the_build_is_stopped(
+    install: Install, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    monkeypatch.setenv("EDGEVQA_CACHE_DIR", "/proc/nope")
+    unkept: list[str] = []
+
+    def report(what: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(path, BuildOptions(**GIVEN), report=report, unkept=unkept)
+    assert "What a stopped build finished cannot be kept in /proc/nope" in unkept[0]
+
+
+@pytest.mark.parametrize(
+    ("rebuild", "unkept", "text"),
+    [
+        (False, False, "Run the command again: engines that are finished are kept."),
+        (False, True, "Run the command again."),
+        (
+            True,
+            False,
+            "Run the command again. With --rebuild no finished engine is kept; run again without --rebuild to keep them.",
+        ),
+    ],
+)
+def test_only_what_is_true_is_said_of_running_again(rebuild: bool, unkept: bool, text: str) -> None:
+    assert again_text(rebuild=rebuild, unkept=unkept) == text

@@ -13,6 +13,8 @@ import pytest
 
 from edgevqa.calibration import QuantizeOptions, quantize
 from edgevqa.export.engine.build import build
+from edgevqa.export.engine.capabilities import settled
+from edgevqa.export.engine.flavours import load_toolkit
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.process import run_job
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
@@ -40,8 +42,8 @@ def job(bundle: Bundle, graph: str, tmp_path: Path, **changes: object) -> Job:
         onnx=str(bundle.graph_path("fp32", graph)),
         engine=str(tmp_path / f"{graph}.engine"),
         profiles=graph_profiles(graph, graphs[graph], axis_ranges(bundle.manifest, graphs, options)),
-        options=options,
-        half=False,
+        options=settled(options, "fp32", load_toolkit(options.row)),
+        numerics="fp32",
         timing_cache=None,
     )
 
@@ -153,7 +155,7 @@ def _children() -> list[int]:
 
 def test_impossible_options_are_refused_with_the_reason(bundle_path: Path) -> None:
     options = BuildOptions(
-        target="rtx", version_compatible=True, refit=True, compute_capabilities=("8.7",), timing_cache=Path("t")
+        target="rtx", version_compatible=True, refit=True, compute_capabilities=("8.7",), timing_cache="t"
     )
     with pytest.raises(InputError) as caught:
         build(bundle_path, options)

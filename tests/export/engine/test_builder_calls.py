@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgevqa.export.engine import child, shapes
-from edgevqa.export.engine.protocol import Built, Job, Phase
+from edgevqa.export.engine import child, network
+from edgevqa.export.engine.protocol import Built, Job, Message, Phase
 from edgevqa.runtime.engines import ShapeRange
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, InputError
 from edgevqa.runtime.plans import read_header
@@ -33,7 +34,7 @@ PLAIN: dict[str, Any] = {
 FIXED: dict[str, Any] = {"batch": (1,), "graph": "vision_trunk"}
 
 
-def build(job: Job, tell: Callable[[Phase], None] = lambda phase: None) -> Built:
+def build(job: Job, tell: Callable[[Message], None] = lambda message: None) -> Built:
     return child.build(job, child.Stop(), tell)
 
 
@@ -52,7 +53,7 @@ def build(job: Job, tell: Callable[[Phase], None] = lambda phase: None) -> Built
         ({"strip_weights": True}, {"flags": {"TF32", "STRIP_PLAN"}}),
         ({"refit": True}, {"flags": {"TF32", "REFIT"}}),
         ({"hardware_compatible": True}, {"hardware": "AMPERE_PLUS"}),
-        ({"half": False}, {"flags": set()}),
+        ({"numerics": "fp32"}, {"flags": set()}),
     ],
 )
 def test_each_option_reaches_the_builder(
@@ -117,7 +118,7 @@ def test_the_record_has_the_profiles_that_tensorrt_has(
     """Were one left out, the engine would refuse shapes that its record promises."""
     trt = install()
     job = make_job(batch=(1, 4))
-    plain = shapes.add_profiles
+    plain = network.add_profiles
 
     class Forgetful:
         """A configuration that says yes and keeps nothing."""
@@ -171,9 +172,9 @@ def test_progress_is_told_of_the_outermost_phase(
 ) -> None:
     install()
     monkeypatch.setattr(child, "_TOLD_EVERY_S", -1.0)
-    seen: list[tuple[str, int, int]] = []
-    build(make_job(), lambda phase: seen.append((phase.name, phase.done, phase.total)))
-    assert seen == [("Building", done, 4) for done in (0, 1, 2, 3, 4, 4)]
+    seen: list[Message] = []
+    build(make_job(), seen.append)
+    assert seen[:-2] == [Phase(name="Building", done=done, total=4) for done in (0, 1, 2, 3, 4, 4)]
 
 
 def test_a_build_that_is_asked_to_stop_is_cancelled(install: Install, make_job: MakeJob) -> None:
@@ -242,4 +243,38 @@ def test_an_engine_is_not_inspected_without_a_gpu_or_where_all_is_fp32(install: 
     built = build(make_job("rtx"))
     assert (built.fp32_layers, built.warnings) == (None, []), "it builds for GPUs that are not there"
     install(layers=LAYERS)
-    assert build(make_job(half=False)).fp32_layers is None
+    assert build(make_job(numerics="fp32")).fp32_layers is None
+
+
+def test_the_engine_is_told_before_it_is_loaded_and_its_builder_is_gone_then(
+    install: Install, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loads an engine may die, and takes memory of its own."""
+    trt = install()
+    made: list[weakref.ref[Any]] = []
+    plain = trt.Builder
+
+    class Kept(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, logger: Any) -> None:
+            super().__init__(logger)
+            made.append(weakref.ref(self))
+
+        def create_network(self, flags: int = 0) -> Any:
+            network = super().create_network(flags)
+            made.append(weakref.ref(network))
+            return network
+
+    def die(*_: object) -> None:
+        assert len(made) == 2
+        assert all(each() is None for each in made)
+        raise MemoryError
+
+    monkeypatch.setattr(trt, "Builder", Kept)
+    monkeypatch.setattr(child, "inspect_plan", die)
+    job, seen = make_job(), list[Message]()
+    with pytest.raises(MemoryError):
+        build(job, seen.append)
+    told = seen[-1]
+    assert isinstance(told, Built)
+    assert told.seconds > 0
+    assert (told.fp32_layers, Path(job.engine).is_file()) == (None, True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgevqa.export.engine.build import BuiltEngines, build
-from edgevqa.export.engine.dla import check_dla, graph_options
+from edgevqa.export.engine.capabilities import check_dla, graph_options
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError

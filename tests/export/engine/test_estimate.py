@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgevqa.export.engine.estimate import check_budget, estimate_bytes, twice_text
+from edgevqa.export.engine.estimate import check_budget, estimate_bytes, smaller_text, twice_text
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.export.engine.profiles import axis_ranges, graph_profiles
-from edgevqa.export.engine.smaller import smaller_text
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import Profile
 from edgevqa.runtime.errors import CheckFailed
@@ -21,15 +20,6 @@ from edgevqa.runtime.manifest import GraphSpec, Numerics
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 SMALL, LARGE = RESULTS / "engine_builds.json", RESULTS / "engine_builds_large.json"
-# Parameters and operators of the large model's float32 graphs.
-LARGE_GRAPHS = {
-    "vision_trunk": (152_302_605, 381),
-    "question_encoder": (109_610_562, 444),
-    "vision_fusion": (173_137_775, 575),
-    "projector": (1_377_792, 5),
-    "language_encoder": (123_766_435, 522),
-    "language_decoder": (148_440_346, 773),
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +38,19 @@ def planned(bundle: Bundle, **changes: Any) -> dict[str, list[Profile]]:
     return {name: graph_profiles(name, graph, ranges) for name, graph in graphs.items()}
 
 
-def enlarged(bundle: Bundle) -> dict[str, GraphSpec]:
-    """The tiny bundle's graphs as big as the large model's."""
+def as_built(bundle: Bundle, path: Path) -> dict[str, GraphSpec]:
+    """The tiny bundle's graphs as big as those that were built."""
+    sizes = json.loads(path.read_text())["model"]["graphs"]
     return {
-        name: msgspec.structs.replace(graph, parameters=LARGE_GRAPHS[name][0], nodes={"MatMul": LARGE_GRAPHS[name][1]})
+        name: msgspec.structs.replace(
+            graph, parameters=sizes[name]["parameters"], nodes={"MatMul": sizes[name]["operators"]}
+        )
         for name, graph in bundle.variant("fp32").graphs.items()
     }
 
 
 def recorded(bundle: Bundle, path: Path) -> Iterator[tuple[str, GraphSpec, Numerics, list[Profile], dict[str, Any]]]:
-    graphs = enlarged(bundle) if path == LARGE else bundle.variant("fp32").graphs
+    graphs = as_built(bundle, path)
     for row in json.loads(path.read_text())["rows"]:
         profiles = planned(bundle, batch=tuple(row.get("batch", (1, 4, 8))))
         numerics: Numerics = "s8-fp16" if row["variant"].endswith("s8-fp16") else row["variant"]
@@ -97,7 +90,7 @@ def test_memory_is_estimated_before_the_start(bundle: Bundle) -> None:
 
 def test_a_decoder_for_single_tokens_and_batches_takes_more(bundle: Bundle) -> None:
     """Its weights are laid out for both."""
-    decoder = enlarged(bundle)["language_decoder"]
+    decoder = as_built(bundle, LARGE)["language_decoder"]
     both, many = planned(bundle)["language_decoder"], planned(bundle, batch=(8,))["language_decoder"]
     assert (len(both), len(many)) == (2, 1)
     for name, _, numerics, profiles, engine in recorded(bundle, LARGE):

@@ -10,10 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from edgevqa.export.engine import plan
 from edgevqa.export.engine.build import BuiltEngines, build
+from edgevqa.export.engine.estimate import estimate_bytes
 from edgevqa.export.engine.options import BuildOptions
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.bundle_writer import BundleWriter
+from edgevqa.runtime.errors import CheckFailed
+from edgevqa.runtime.machine import Gpu, read_machine
 
 Install = Callable[..., Any]
 GIVEN: dict[str, Any] = {"target": "server-trt10", "batch": (1, 4)}
@@ -59,6 +63,7 @@ def test_another_tensorrt_keeps_nothing(path: Path, install: Install) -> None:
 
 
 def test_engines_of_older_graphs_are_built_again(path: Path, install: Install) -> None:
+    """They alone, so what the others took does not count against the memory budget."""
     install()
     again(path)
     bundle = Bundle.open(path)
@@ -72,6 +77,52 @@ def test_engines_of_older_graphs_are_built_again(path: Path, install: Install) -
         writer.finish(msgspec.structs.replace(bundle.manifest, variants=variants))
     engines = bundle.root / "engines/server-trt10/fp32"
     before = {name: (engines / f"{name}.engine").read_bytes() for name in graphs}
-    reused = again(path).reused
+    needed = {name: estimate_bytes(graph, spec.numerics) for name, graph in graphs.items()}
+    assert needed["projector"] < max(needed.values())
+    reused = again(path, memory_budget_bytes=needed["projector"]).reused
     assert reused == [name for name in graphs if name != "projector"]
     assert all((engines / f"{name}.engine").read_bytes() == before[name] for name in reused)
+
+
+def test_a_damaged_set_is_told_and_built_again(path: Path, install: Install) -> None:
+    """Its other engines too: the writer sets the whole of it aside."""
+    install()
+    first = again(path)
+    engine = path / "engines/server-trt10/fp32/projector.engine"
+    whole = engine.read_bytes()
+    engine.unlink()
+    engine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    second = again(path)
+    assert second.reused == []
+    assert all(report.passed for report in Bundle.open(path).verify())
+    (told,) = second.warnings["these engines"]
+    assert told.startswith(f"The engines 'server-trt10/fp32' of {path} are damaged: {engine} has SHA-256 ")
+    assert told.endswith("changed or damaged. All of them were built again or taken from a build that was stopped.")
+    assert "these engines" not in first.warnings | again(path).warnings
+
+
+def test_engines_that_are_kept_are_recorded_where_they_were_built(
+    path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    machine = read_machine()
+    monkeypatch.setattr(plan, "read_machine", lambda: machine)
+    gpu = Gpu(name="A100", driver="570.1", memory_mb=1, compute_capability="8.0")
+    machine = msgspec.structs.replace(machine, gpus=[gpu], jetson=None)
+    first = again(path)
+    machine = msgspec.structs.replace(machine, gpus=[msgspec.structs.replace(gpu, driver="999.9")])
+    second = again(path)
+    assert (second.reused, second.record) == (list(first.record.graphs), first.record)
+    assert first.record.driver == "570.1"
+    assert again(path, rebuild=True).record.driver == "999.9"
+
+
+def test_a_budget_that_nothing_needs_refuses_nothing(path: Path, install: Install) -> None:
+    trt = install()
+    with pytest.raises(CheckFailed, match="--memory-budget is 50 MB"):
+        again(path, memory_budget_bytes=50_000_000)
+    assert not trt.builds, "it is looked at before the work"
+    again(path)
+    assert again(path, memory_budget_bytes=50_000_000).reused
+    with pytest.raises(CheckFailed, match="--memory-budget is 50 MB"):
+        again(path, memory_budget_bytes=50_000_000, rebuild=True)

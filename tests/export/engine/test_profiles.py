@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from edgevqa.export.engine.options import BuildOptions
-from edgevqa.export.engine.pictures import least_picture
-from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, widest
+from edgevqa.export.engine.profiles import axis_ranges, graph_profiles, least_picture, widest
 from edgevqa.runtime.bundle import Bundle
 from edgevqa.runtime.engines import Profile, ShapeRange
 from edgevqa.runtime.errors import InputError

@@ -45,7 +45,9 @@ def make_job(folder: Path, graph: str) -> Job:
     engine = folder / f"{graph}.engine"
     engine.write_bytes(graph.encode() * 1000)
     options = BuildOptions(target="rtx")
-    return Job(graph=graph, onnx="", engine=str(engine), profiles=[], options=options, half=False, timing_cache=None)
+    return Job(
+        graph=graph, onnx="", engine=str(engine), profiles=[], options=options, numerics="fp32", timing_cache=None
+    )
 
 
 def make_store() -> EngineStore:
@@ -60,11 +62,27 @@ def test_what_was_kept_is_found_until_it_is_forgotten(cache: Path, job: Job) -> 
     found = make_store().recall(job, SHA256)
     assert found is not None
     assert (found[0].read_bytes(), found[1]) == (Path(job.engine).read_bytes(), BUILT)
-    killed = found[0].parent.with_name(f"{found[0].parent.name}.123.draft")
-    killed.mkdir()
-    store.forget(job, SHA256)
+    store.forget()
     assert make_store().recall(job, SHA256) is None
     assert list((cache / "engines").iterdir()) == []
+
+
+def test_what_another_process_keeps_is_left_to_it(cache: Path, job: Job, tmp_path: Path) -> None:
+    """It may be at work on an equal build; what nobody has touched for a day is of one that was killed."""
+    theirs = make_store()
+    theirs.keep(job, SHA256, BUILT)
+    (kept,) = (cache / "engines").iterdir()
+    drafts = [kept.with_name(f"{kept.name}.{number}.draft") for number in (123, 456)]
+    for draft in drafts:
+        draft.mkdir()
+    os.utime(drafts[1], (0, 0))
+    store = make_store()
+    store.keep(make_job(tmp_path, "vision_trunk"), SHA256, BUILT)
+    store.forget()
+    assert sorted((cache / "engines").iterdir()) == sorted([kept, drafts[0]])
+    assert store.recall(job, SHA256) is not None
+    store.forget()
+    assert list((cache / "engines").iterdir()) == [drafts[0]], "it was recalled"
 
 
 def test_a_damaged_one_is_not_found_and_is_replaced(cache: Path, job: Job) -> None:
@@ -86,7 +104,7 @@ def test_a_cache_that_cannot_be_made_is_told_once(job: Job, tmp_path: Path, monk
     assert store.recall(job, SHA256) is None
     store.keep(job, SHA256, BUILT)
     store.keep(make_job(tmp_path, "vision_trunk"), SHA256, BUILT)
-    store.forget(job, SHA256)
+    store.forget()
     (warning,) = store.warnings
     assert "cannot be kept in /proc/nope/engines: No such file or directory. This build goes on" in warning
     assert "EDGEVQA_CACHE_DIR=FOLDER" in warning

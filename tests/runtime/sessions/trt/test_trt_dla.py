@@ -54,5 +54,21 @@ def test_a_core_that_is_not_there_is_told(
 ) -> None:
     """An Orin Nano has the compute capability of the boards that have some."""
     simulated.modules["tensorrt"].dla_cores = there
-    with pytest.raises(BundleError, match=rf"built for DLA core {core}; TensorRT finds {there} here\. Build it again"):
-        runs(made(engines, toy_bundle, core), 1)
+    path = made(engines, toy_bundle, core)
+    with pytest.raises(
+        BundleError, match=rf"built for DLA core {core}; TensorRT finds {there} here\. Build it again"
+    ) as caught:
+        runs(path, 1)
+    assert str(caught.value).endswith(f"edgevqa build {path} --target jetson-orin-jp6 --precision fp32")
+
+
+def test_an_engine_that_tensorrt_does_not_load_is_built_again_even_if_it_is_whole(
+    simulated: Any, engines: Callable[..., Path], toy_bundle: Path
+) -> None:
+    """A build without --rebuild would keep it as it is."""
+    simulated.modules["tensorrt"].dla_cores = 2
+    path = engines(toy_bundle, "jetson-orin-jp6", axes=AXES, traits={"vision_trunk": {"dla_core": 1}})
+    with pytest.raises(BundleError, match=r"TensorRT cannot load .*another DLA core") as caught:
+        runs(path, 1)
+    again = f"Build it again here: edgevqa build {path} --target jetson-orin-jp6 --precision fp32 --rebuild"
+    assert str(caught.value).endswith(again)
