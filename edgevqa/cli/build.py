@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevqa.cli import shared
 from edgevqa.cli.engine_tables import high_text
 from edgevqa.cli.hints import ask_line
 from edgevqa.cli.output import note, print_json, print_table, print_text, step_bar
@@ -78,7 +79,7 @@ def build(
             "--rebuild", help="Also build what an equal build has finished: in the bundle, or before it was stopped."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Build TensorRT engines of a bundle, and add them to it. Needs TensorRT, no torch and no checkpoint.
 

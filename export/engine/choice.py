@@ -9,6 +9,7 @@ from edgevqa.evaluation.plan import making_options
 from edgevqa.export.engine.capabilities import FP8_FROM
 from edgevqa.export.engine.options import BuildOptions, capability_numbers
 from edgevqa.runtime.bundle import Bundle
+from edgevqa.runtime.bundle_checks import calibrate_line
 from edgevqa.runtime.errors import InputError
 from edgevqa.runtime.manifest import Precision
 from edgevqa.runtime.targets import Target
@@ -73,9 +74,14 @@ def _advice(bundle: Bundle, options: BuildOptions) -> str:
     family = named.partition("-")[0]
     precision = family if family in options.row.numerics else "int8"
     calibrated = bundle.manifest.calibration is not None or precision not in {"int8", "mixed", "fp8"}
-    place = shlex.quote(str(bundle.root))
-    first = "" if calibrated else f"edgevqa calibrate {place} --data DATA, then "
+    takes = next((allowed for kind, allowed in options.row.numerics.items() if kind == precision), ())
+    same = [
+        name for name, spec in bundle.manifest.variants.items() if spec.precision == family and spec.numerics in takes
+    ]
+    if named in bundle.manifest.variants and same and not making_options(named):
+        return f"It takes {same[0]}, which {bundle.root} has: --precision {same[0]}"
+    first = "" if calibrated else f"{calibrate_line(bundle.root)}, then "
     return (
-        f"Make it on the workstation: {first}edgevqa quantize {place} --precision {precision} "
+        f"Make it on the workstation: {first}edgevqa quantize {shlex.quote(str(bundle.root))} --precision {precision} "
         f"--target {options.target}{making_options(named)}{' --data DATA' if precision == 'mixed' else ''}"
     )

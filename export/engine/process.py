@@ -20,7 +20,7 @@ import msgspec
 from edgevqa.export.engine.estimate import smaller_text
 from edgevqa.export.engine.protocol import Built, Inspected, Job, Message, Phase, Refused, encode_line
 from edgevqa.runtime.errors import CheckFailed, EdgeVQAError, kind_of
-from edgevqa.runtime.processes import ending_text, memory_kills
+from edgevqa.runtime.processes import ending_text, last_words, memory_kills
 
 _CHILD = ("-m", "edgevqa.export.engine.child")
 _POLL_S = 0.1
@@ -168,10 +168,7 @@ def _killed_text(job: Job, peak_mb: float, kills_before: int | None, again: str)
 def _ended_text(job: Job, code: int, peak_mb: float, told: IO[bytes], again: str) -> str:
     """How the process ended by itself, and what to do."""
     ended = f"The process that built graph '{job.graph}' {ending_text(code)} at {peak_mb:,.0f} MB."
-    size = told.seek(0, os.SEEK_END)
-    told.seek(max(0, size - 2000))
-    lines = told.read().decode(errors="replace").strip().splitlines()
-    last = f" It said: {lines[-1]}" if lines else ""
+    last = last_words(told)
     if code < 0:
         return (
             f"{ended}{last} That is a fault within TensorRT or its driver. {again} If it ends so again, try another "

@@ -130,6 +130,20 @@ def test_only_the_targets_own_tensorrt_builds_for_it(name: str, version: str, fi
             check_version(target(name), parse_version(version))
 
 
+def test_a_variant_of_other_machines_names_the_one_that_is_there(bundle: Bundle) -> None:
+    """Making it again would change nothing."""
+    spec = bundle.variant("fp32")
+    variants = {
+        **bundle.manifest.variants,
+        "int8-u8-fp32": msgspec.structs.replace(spec, precision="int8", numerics="u8-fp32"),
+        "int8-s8-fp16": msgspec.structs.replace(spec, precision="int8", numerics="s8-fp16"),
+    }
+    both = Bundle(bundle.root, msgspec.structs.replace(bundle.manifest, variants=variants), check=False)
+    with pytest.raises(InputError, match=r"does not take\. It takes int8-s8-fp16, .*: --precision int8-s8-fp16$"):
+        choose_buildable(both, options(precision="int8-u8-fp32"))
+    assert choose_buildable(both, options(precision="int8")) == "int8-s8-fp16"
+
+
 def test_a_missing_variant_names_the_command_that_makes_it(bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"edgevqa quantize .* --precision int8 --target jetson-orin-jp6"):
         choose_buildable(bundle, options(target="jetson-orin-jp6", precision="int8"))
