@@ -233,4 +233,6 @@ def test_what_a_tensorrt_has_is_not_refused(install: Install, name: str, version
         hardware_compatible=not name.startswith("jetson"),
         dla_core=0 if name == "jetson-orin-jp6" else None,
     )
-    refuse_impossible(options, load_toolkit(options.row))
+    toolkit = load_toolkit(options.row)
+    refuse_impossible(options, toolkit)
+    assert toolkit.version[:3] == version[:3]
